@@ -1,0 +1,76 @@
+"""The configuration: frozen dataclasses, validated once when built, complete before any room exists.
+
+Flags are made from these fields (`cli.py`). Nothing here reads the environment. "auto" and None are
+resolved by functions that return a new config and say what they chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server.errors import ConfigError
+
+Device = Literal["auto", "cpu"]
+Dtype = Literal["auto", "bfloat16", "float32"]
+LogFormat = Literal["text", "json"]
+
+_BLOCK_SIZES = (8, 16, 32, 64, 128)
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ConfigError(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What one engine process needs to know. None and "auto" mean: chosen at start, and said."""
+
+    model: str = ""  # a model directory; empty: the embedded model
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    max_model_len: int | None = None  # tokens; None: the checkpoint's context length
+    max_num_seqs: int = 64  # sequences running at once
+    max_num_batched_tokens: int = 512  # token rows in one step
+    block_size: int = 16  # tokens in one KV block
+    kv_cache_gib: float | None = None  # None: enough for max_num_seqs full contexts, memory allowing
+
+    def __post_init__(self) -> None:
+        _require(self.device in ("auto", "cpu"), f"--device {self.device!r} is not auto or cpu.")
+        _require(
+            self.dtype in ("auto", "bfloat16", "float32"),
+            f"--dtype {self.dtype!r} is not auto, bfloat16 or float32.",
+        )
+        _require(
+            self.max_model_len is None or self.max_model_len >= 2,
+            "--max-model-len must be at least 2 tokens.",
+        )
+        _require(1 <= self.max_num_seqs <= 4096, "--max-num-seqs must be between 1 and 4096.")
+        _require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "--max-num-batched-tokens must be at least --max-num-seqs, so that every running "
+            "sequence gets its token in each step.",
+        )
+        _require(
+            self.block_size in _BLOCK_SIZES,
+            f"--block-size must be one of {', '.join(map(str, _BLOCK_SIZES))}.",
+        )
+        _require(
+            self.kv_cache_gib is None or self.kv_cache_gib > 0, "--kv-cache-gib must be above 0."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Everything `continuo serve` was told."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    served_model_name: str = ""  # empty: the model directory's name, or "continuo-stories"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_format: LogFormat = "text"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "--port must be between 0 and 65535.")
+        _require(self.log_format in ("text", "json"), "--log-format is text or json.")

@@ -1,0 +1,62 @@
+"""The frames: length-prefixed msgpack of the tagged structs below. Schemas are closed.
+
+api -> engine   Submit, Abort
+engine -> api   Welcome once after connecting, then one StepOutput per step that concerns this api,
+                and at least one a second when idle (so that silence means a stall)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from server.sequence import SequenceOutput, SequenceRequest
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an api process must know about the engine it is connected to."""
+
+    max_model_len: int  # tokens
+    vocab_size: int  # width of the logits: every id at the door must be below it
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    device: str
+    dtype: str
+    system_fingerprint: str
+
+
+class EngineStats(NamedTuple):
+    """Gauges and counters since the engine's start."""
+
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    num_used_blocks: int
+    num_prompt_tokens: int  # computed or found in the cache
+    num_generated_tokens: int
+    num_preemptions: int
+    num_cache_queries: int  # prompt tokens looked up in the prefix cache
+    num_cache_hits: int  # of them found
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
+    info: EngineInfo
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
+    sequences: list[SequenceRequest]
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
+    seq_ids: list[int]  # unknown or finished ids are ignored
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step", array_like=True):
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort
+ToApi = Welcome | StepOutput

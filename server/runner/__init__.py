@@ -1,0 +1,1 @@
+"""Numbers to tensors: owns device memory, builds a step's inputs, runs the model, samples."""

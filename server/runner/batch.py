@@ -1,0 +1,84 @@
+"""The seam between engine and runner: what a step is told, and what comes back. No torch in here.
+
+The runner keeps a stable *row* per running sequence (its token ids, block table and sampling
+parameters), so a step only says what changed. The same data fits a runner whose rows live on a GPU.
+
+    token_ids of a row   [ prompt .................. | generated ....... ]
+                           ^ num_computed_tokens
+                           |<- num_scheduled_tokens ->|      one step's share
+
+Kind belongs to the token: positions below `num_prompt_tokens` are prompt rows (prefill attention, even
+in a chunk of one), the others generated rows (decode attention, even many at once: a replay).
+Inside a layer, K and V of every row of the step are written before any row's attention reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from server.sequence import SamplingParams, TokenLogprobs
+
+
+class NewRow(NamedTuple):
+    """A row is (re)filled: a sequence was admitted, or came back after a preemption."""
+
+    row: int  # 0 <= row < max_num_seqs
+    token_ids: list[int]  # prompt + generated so far; copied by the runner
+    num_prompt_tokens: int
+    choice: int
+    params: SamplingParams
+
+
+class NewBlocks(NamedTuple):
+    """Block ids written to a row's block table from index `start` on."""
+
+    row: int
+    start: int
+    block_ids: list[int]
+
+
+class ScheduledRow(NamedTuple):
+    """A row's share of a step: positions num_computed_tokens .. + num_scheduled_tokens - 1."""
+
+    row: int
+    num_computed_tokens: int
+    num_scheduled_tokens: int
+    is_sampling: bool  # its last position is the row's last token: a token is drawn from it
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """One step. Applied in this order: new_rows, new_blocks, then `scheduled` is computed."""
+
+    step: int
+    new_rows: list[NewRow] = field(default_factory=list)
+    new_blocks: list[NewBlocks] = field(default_factory=list)
+    scheduled: list[ScheduledRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step drew. A sampled token is already appended to its row inside the runner."""
+
+    token_ids: list[int]  # one per scheduled row with is_sampling, in the batch's order
+    logprobs: dict[int, TokenLogprobs]  # row -> of its sampled token, where the params ask
+    # row -> one per scheduled prompt position p >= 1, of the prompt token AT p (predicted from p - 1):
+    # a chunk [a, b) yields positions a+1 .. min(b, num_prompt_tokens - 1), where the params ask
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
+
+
+class StepHandle(Protocol):
+    """A step that was dispatched."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return what it drew. Called once."""
+        ...
+
+
+class Runner(Protocol):
+    """A device. `dispatch` and `result` are two calls, so that a GPU can run one step ahead."""
+
+    def dispatch(self, batch: StepBatch) -> StepHandle:
+        """Start a step. Steps run in the order of dispatch; the batch is not kept."""
+        ...

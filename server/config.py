@@ -74,3 +74,23 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535.")
         _require(self.log_format in ("text", "json"), "--log-format is text or json.")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateConfig:
+    """How `continuo generate` draws its one completion."""
+
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, "--max-tokens must be at least 1.")
+        _require(0 <= self.temperature <= 100, "--temperature must be between 0 and 100.")
+        _require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1.")
+        _require(self.top_k >= 0, "--top-k must be 0 (off) or more.")
+        _require(
+            self.seed is None or -(2**63) <= self.seed < 2**63, "--seed must be a 64-bit integer."
+        )

@@ -1,0 +1,172 @@
+"""The engine's end of the socket: synchronous and non-blocking, polled between two steps.
+
+Each connection is an *owner* (an api process); its index is never reused. Knows no sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from server.ipc.frames import EngineInfo, StepOutput, ToApi, ToEngine, Welcome
+from server.ipc.wire import MAX_FRAME_BYTES, FrameError, FrameReader, with_header
+
+_RECV_BYTES = 1 << 18
+_BACKLOG = 64
+# Room for a frame of the greatest size behind another one that is being read.
+MAX_BUFFERED_BYTES = 2 * MAX_FRAME_BYTES
+
+Event = tuple[int, "ToEngine | None"]  # (owner, frame); None: that owner is gone
+
+
+class _Connection:
+    def __init__(self, owner: int, sock: socket.socket) -> None:
+        self.owner = owner
+        self.sock = sock
+        self.reader = FrameReader()
+        self.unsent = bytearray()
+
+
+class EngineServer:
+    """Listens on a Unix socket of mode 0600; the caller owns its directory, which must be 0700.
+
+    `info` is sent as the Welcome of every connection. A peer that breaks the protocol, or does not
+    read until `max_buffered_bytes` are waiting for it, is disconnected; the others do not notice.
+    """
+
+    def __init__(
+        self, path: str, info: EngineInfo, *, max_buffered_bytes: int = MAX_BUFFERED_BYTES
+    ) -> None:
+        self._path = path
+        self._max_buffered_bytes = max_buffered_bytes
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        self._welcome = with_header(self._encoder.encode(Welcome(info)))
+        self._connections: dict[int, _Connection] = {}
+        self._next_owner = 0
+        self._events: list[Event] = []
+        self._selector = selectors.DefaultSelector()
+        self._listener = _listen(path)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The connected owners, oldest first."""
+        return tuple(self._connections)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What arrived, in order per owner; waits up to `timeout_s` if there is nothing yet."""
+        for key, mask in self._selector.select(0 if self._events else timeout_s):
+            if key.data is None:
+                self._accept()
+                continue
+            if mask & selectors.EVENT_WRITE:
+                self._flush(key.data)
+            if mask & selectors.EVENT_READ:
+                self._read(key.data)
+        events, self._events = self._events, []
+        return events
+
+    def send(self, owner: int, frame: ToApi) -> None:
+        """Never blocks; a no-op for an owner that is gone."""
+        connection = self._connections.get(owner)
+        if connection is None:
+            return
+        payload = self._encoder.encode(frame)
+        if len(payload) > MAX_FRAME_BYTES and isinstance(frame, StepOutput):
+            for half in _halves(frame):
+                self.send(owner, half)
+        else:
+            self._write(connection, with_header(payload))
+
+    def close(self) -> None:
+        """Disconnects everyone and removes the socket."""
+        for connection in list(self._connections.values()):
+            self._disconnect(connection)
+        self._selector.close()
+        self._listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # the peer gave up meanwhile, or we are out of descriptors
+            return
+        sock.setblocking(False)
+        connection = _Connection(self._next_owner, sock)
+        self._next_owner += 1
+        self._connections[connection.owner] = connection
+        self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._write(connection, self._welcome)
+
+    def _read(self, connection: _Connection) -> None:
+        if connection.owner not in self._connections:
+            return  # disconnected while its last bytes were flushed
+        try:
+            data = connection.sock.recv(_RECV_BYTES)
+            if not data:
+                self._disconnect(connection)
+                return
+            for payload in connection.reader.feed(data):
+                self._events.append((connection.owner, self._decoder.decode(payload)))
+        except BlockingIOError:
+            return
+        except (OSError, FrameError, msgspec.MsgspecError, RecursionError):
+            self._disconnect(connection)
+
+    def _write(self, connection: _Connection, data: bytes) -> None:
+        was_empty = not connection.unsent
+        connection.unsent += data
+        if was_empty:
+            self._flush(connection)
+        if len(connection.unsent) > self._max_buffered_bytes:
+            self._disconnect(connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        try:
+            sent = connection.sock.send(connection.unsent)
+            del connection.unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._disconnect(connection)
+            return
+        events = selectors.EVENT_READ
+        if connection.unsent:
+            events |= selectors.EVENT_WRITE
+        if self._selector.get_key(connection.sock).events != events:
+            self._selector.modify(connection.sock, events, connection)
+
+    def _disconnect(self, connection: _Connection) -> None:
+        if self._connections.pop(connection.owner, None) is None:
+            return
+        self._selector.unregister(connection.sock)
+        connection.sock.close()
+        self._events.append((connection.owner, None))
+
+
+def _halves(frame: StepOutput) -> tuple[StepOutput, StepOutput]:
+    """Prompt logprobs of many long prompts at once can be too much for one frame."""
+    middle = len(frame.outputs) // 2
+    if middle == 0:
+        raise FrameError("The output of one sequence does not fit into a frame.")
+    return (
+        StepOutput(frame.outputs[:middle], frame.stats),
+        StepOutput(frame.outputs[middle:], frame.stats),
+    )
+
+
+def _listen(path: str) -> socket.socket:
+    Path(path).unlink(missing_ok=True)  # left behind by an engine that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    listener.bind(path)
+    os.chmod(path, 0o600)  # nobody can come in before: the directory is 0700
+    listener.listen(_BACKLOG)
+    return listener

@@ -34,7 +34,7 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences running at once
     max_num_batched_tokens: int = 512  # token rows in one step
     block_size: int = 16  # tokens in one KV block
-    kv_cache_gib: float | None = None  # None: enough for max_num_seqs full contexts, memory allowing
+    kv_cache_gib: float | None = None  # None: max_num_seqs full contexts, memory allowing
 
     def __post_init__(self) -> None:
         _require(self.device in ("auto", "cpu"), f"--device {self.device!r} is not auto or cpu.")

@@ -1,0 +1,142 @@
+"""The command line: flags made from the config's fields; a room is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal, TypeVar
+
+from server import __version__
+from server.config import EngineConfig, GenerateConfig, ServeConfig
+from server.errors import ConfigError, ContinuoError
+from server.logs import set_up_logging
+
+_HELP = {
+    "model": "model directory (default: the embedded model)",
+    "served_model_name": "the name clients use (default: the model directory's name)",
+    "host": "address to listen on; 0.0.0.0 for all",
+    "port": "TCP port; 0 for any free one",
+    "log_format": "lines for people, or JSON lines",
+    "device": "where the model runs",
+    "dtype": "of weights and KV cache",
+    "max_model_len": "longest prompt + completion, in tokens (default: the checkpoint's limit)",
+    "max_num_seqs": "sequences running at once; more wait",
+    "max_num_batched_tokens": "token rows in one step, prompt chunks included",
+    "block_size": "tokens in one block of the KV cache",
+    "max_tokens": "how many tokens at most",
+    "temperature": "0 takes the likeliest token each time",
+    "top_p": "sample among the likeliest tokens that hold this much of the probability",
+    "top_k": "sample among this many likeliest tokens; 0 for all",
+    "seed": "equal seeds give equal text (default: drawn)",
+    "kv_cache_gib": "size of the KV cache (default: room for full contexts, memory allowing)",
+}
+_METAVARS = {str: "TEXT", int: "N", float: "X"}
+_C = TypeVar("_C", EngineConfig, GenerateConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    started_at = time.monotonic()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(arguments[:1]).parse_args(arguments)
+        return _run(args, started_at)
+    except ContinuoError as error:
+        print(f"continuo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: argparse.Namespace, started_at: float) -> int:
+    if args.command == "serve":
+        from server.serve import serve
+
+        config = ServeConfig(engine=_config(EngineConfig, args), **_values(ServeConfig, args))
+        set_up_logging("supervisor", config.log_format)
+        return serve(config, started_at)
+    if args.command == "generate":
+        from server.generate import generate
+
+        return generate(_config(EngineConfig, args), _config(GenerateConfig, args), args.prompt)
+    if args.command == "warm-up":
+        from server.generate import warm_up
+
+        return warm_up()
+    status: int = args.run_training(args)
+    return status
+
+
+def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="continuo", description="An inference server for GPT models."
+    )
+    parser.add_argument("--version", action="version", version=f"continuo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a model over HTTP")
+    _add_fields(serve.add_argument_group("server"), ServeConfig)
+    _add_fields(serve.add_argument_group("engine"), EngineConfig)
+    generate = commands.add_parser(
+        "generate", help="complete one prompt in the terminal, with no server"
+    )
+    generate.add_argument("prompt", help="the text to go on from")
+    _add_fields(generate.add_argument_group("sampling"), GenerateConfig)
+    _add_fields(generate.add_argument_group("engine"), EngineConfig)
+    train = commands.add_parser("train", help="train a small GPT of your own")
+    if first == ["train"]:
+        _add_train_arguments(train)
+    commands.add_parser(
+        "warm-up", help="compile the CPU kernels into their cache, for a fast first start"
+    )
+    return parser
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    try:
+        from server.training import cli as training
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"`continuo train` needs the package {error.name}: pip install 'continuo[train]'."
+        ) from error
+    training.add_arguments(parser)
+    parser.set_defaults(run_training=training.run)
+
+
+def _add_fields(group: argparse._ArgumentGroup, config: type) -> None:
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        if field.name in _HELP:
+            _add_flag(group, field.name, hints[field.name], field.default)
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, default: Any) -> None:
+    options: dict[str, Any] = {"default": default, "help": _HELP[name]}
+    if default not in (None, ""):
+        options["help"] += " (default: %(default)s)"
+    if typing.get_origin(hint) is Literal:
+        options["choices"] = typing.get_args(hint)
+    else:
+        options["type"] = _scalar(hint)
+        options["metavar"] = _METAVARS[options["type"]]
+    group.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def _scalar(hint: Any) -> type:
+    """int of `int` and of `int | None`."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+    assert len(kinds) == 1 and kinds[0] in _METAVARS, hint
+    kind: type = kinds[0]
+    return kind
+
+
+def _values(config: type, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        field.name: getattr(args, field.name) for field in fields(config) if field.name in _HELP
+    }
+
+
+def _config(config: type[_C], args: argparse.Namespace) -> _C:
+    return config(**_values(config, args))

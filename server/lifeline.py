@@ -1,0 +1,100 @@
+"""The socket pair between the supervisor and one child: who sends what, and dying together.
+
+supervisor -> child   one JSON line: what the child is told; then nothing. Its end of file means that
+                      the supervisor is gone
+child -> supervisor   JSON lines: {"ready": true}, or why it is about to end: {"error": sentence} (an
+                      operator's mistake, not worth a restart) or {"fault": cause} (worth one)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import threading
+from typing import Any, NoReturn
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Lifeline:
+    """The child's end."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+
+    @classmethod
+    def attach(cls, fd: int, supervisor_pid: int) -> Lifeline:
+        """Bind this process's life to the supervisor's. Called first of all, before slow imports.
+
+        Two ties, because each alone has a hole: the parent-death signal is lost when the parent was
+        gone before it was asked for, and the thread cannot run while another one holds the GIL.
+        """
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor_pid:
+            os._exit(1)
+        return cls(fd)
+
+    def receive(self) -> dict[str, Any]:
+        """What the supervisor tells this child; from here on its end ends this process."""
+        with self._socket.makefile("rb") as lines:
+            message = lines.readline()
+        if not message:
+            os._exit(1)
+        threading.Thread(target=self._die_with_supervisor, name="lifeline", daemon=True).start()
+        told: dict[str, Any] = json.loads(message)
+        return told
+
+    def _die_with_supervisor(self) -> NoReturn:
+        self._socket.recv(1)
+        os._exit(1)
+
+    def ready(self) -> None:
+        self._send({"ready": True})
+
+    def error(self, sentence: str) -> None:
+        self._send({"error": sentence})
+
+    def fault(self, cause: str) -> None:
+        self._send({"fault": cause})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+class ChildLink:
+    """The supervisor's end, never blocking."""
+
+    def __init__(self) -> None:
+        self._socket, self.child_end = socket.socketpair()
+        self._received = b""
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send the one line, right after the spawn; it is small enough for the buffer."""
+        self.child_end.close()
+        self._socket.setblocking(False)
+        with contextlib.suppress(ConnectionError):  # dead already, which the reaper will report
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def drain(self) -> tuple[list[dict[str, Any]], bool]:
+        """The messages that have arrived, and whether more can come."""
+        is_open = True
+        try:
+            while chunk := self._socket.recv(65536):
+                self._received += chunk
+            is_open = False
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            is_open = False
+        *lines, self._received = self._received.split(b"\n")
+        return [json.loads(line) for line in lines], is_open
+
+    def close(self) -> None:
+        self._socket.close()

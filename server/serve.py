@@ -1,0 +1,91 @@
+"""`continuo serve`: binds the address, makes the private directory, sets the supervisor to work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from server.config import ServeConfig
+from server.errors import ConfigError
+from server.startup import check_kernels_are_ours, child_environment, resolve_serve
+from server.supervisor import Supervisor, python_child
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_API_STOP_S = 8.0  # a container is given 10 s; the api itself lets requests run for less
+_ENGINE_STOP_S = 1.0
+
+
+def serve(config: ServeConfig, started_at: float) -> int:
+    """Runs until told to end. `started_at`: time.monotonic() of the command's own start."""
+    config = resolve_serve(config)
+    check_kernels_are_ours()
+    with _listen(config.host, config.port) as listener, _runtime_dir() as runtime_dir:
+        config = replace(config, port=listener.getsockname()[1])
+        told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
+        env = child_environment()
+        api_told = {**told, "listen_fd": listener.fileno()}
+        specs = [
+            python_child("engine 0", told, env, stop_s=_ENGINE_STOP_S),
+            python_child("api 0", api_told, env, fds=(listener.fileno(),), stop_s=_API_STOP_S),
+        ]
+        _log.info("serving %s from %s", config.served_model_name, config.engine.model)
+        return Supervisor(
+            specs, lambda: _announce(config, time.monotonic() - started_at), listener.close
+        ).run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket is the supervisor's, so connections wait while an api restarts."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise ConfigError(_why_not_bound(host, port, error)) from error
+    return listener
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} of {host} is in use by another program. Choose another with --port, "
+            "or --port 0 for any free one."
+        )
+    if error.errno == errno.EACCES:
+        return (
+            f"Port {port} needs privileges that this user lacks. Choose one above 1023 with --port."
+        )
+    return f"Cannot listen on --host {host} --port {port}: {error.strerror}."
+
+
+@contextlib.contextmanager
+def _runtime_dir() -> Iterator[Path]:
+    """Private to this user (0700): whoever can open the sockets in it can run the engine."""
+    path = Path(tempfile.mkdtemp(prefix="continuo-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _announce(config: ServeConfig, seconds: float) -> None:
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    address = f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 100, "stream": True})
+    curl = f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+    _log.info("ready in %.1f s: %s\n\n%s\n", seconds, address, curl)

@@ -1,0 +1,98 @@
+"""What is decided before a process exists: the model directory, its name, the environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from server.config import EngineConfig, ServeConfig
+from server.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+_PACKAGE_DIR = Path(__file__).resolve().parent
+_EMBEDDED_MODEL_DIR = _PACKAGE_DIR / "assets" / "model"
+_EMBEDDED_MODEL_NAME = "continuo-stories"
+
+
+def resolve_engine(config: EngineConfig) -> EngineConfig:
+    """Fill in the model directory. Only what is cheap to check is checked here."""
+    model_dir = Path(config.model).expanduser() if config.model else _EMBEDDED_MODEL_DIR
+    if not model_dir.is_dir():
+        raise ConfigError(
+            f"There is no model directory {model_dir}. --model takes a directory that holds "
+            "config.json, the weights as safetensors and the tokenizer files."
+        )
+    return replace(config, model=str(model_dir.resolve()))
+
+
+def resolve_serve(config: ServeConfig) -> ServeConfig:
+    """Fill in the model directory and the name that clients use for it."""
+    name = Path(config.engine.model).expanduser().resolve().name if config.engine.model else ""
+    return replace(
+        config,
+        engine=resolve_engine(config.engine),
+        served_model_name=config.served_model_name or name or _EMBEDDED_MODEL_NAME,
+    )
+
+
+def check_kernels_are_ours() -> None:
+    """Another distribution is called `kernels` too; with it in our place nothing would work."""
+    spec = importlib.util.find_spec("kernels")
+    if (
+        spec is None
+        or spec.origin is None
+        or Path(spec.origin).parent.parent != _PACKAGE_DIR.parent
+    ):
+        where = spec.origin if spec is not None else "nowhere"
+        raise ConfigError(
+            f"The package `kernels` is found at {where}, which is not Continuo's. Another "
+            "distribution of that name is in the way: pip uninstall kernels, then install "
+            "continuo again."
+        )
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of the children. What the operator has set already is left as it is."""
+    cache_dir = _writable_cache_dir()
+    num_threads = str(available_cores())
+    ours = {
+        "OMP_NUM_THREADS": num_threads,
+        "NUMBA_NUM_THREADS": num_threads,
+        # idle workers of torch's pool sleep soon, or they take the cores of numba's pool
+        "GOMP_SPINCOUNT": "1000",
+        "NUMBA_CACHE_DIR": str(cache_dir / "numba"),
+        "TRITON_CACHE_DIR": str(cache_dir / "triton"),
+    }
+    return {**ours, **os.environ}
+
+
+def _writable_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache_dir = Path(base) / "continuo"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir):
+            return cache_dir
+    except OSError as error:
+        fallback = Path(tempfile.gettempdir()) / f"continuo-cache-{os.getuid()}"
+        _log.warning(
+            "cannot write %s (%s): compiled kernels go to %s", cache_dir, error.strerror, fallback
+        )
+        return fallback
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the CPU quota of its container if lower."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, round(int(quota) / int(period))))

@@ -1,0 +1,36 @@
+"""Run as `python -m tests.supervised.supervisor DIR NAME...`: supervises one child of each name."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+
+from server.supervisor import ChildSpec, Supervisor
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main() -> None:
+    directory, *names = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to us, as they do to PID 1
+    specs = [
+        ChildSpec(
+            name,
+            [sys.executable, "-m", "tests.supervised.child", name],
+            {"dir": directory},
+            dict(os.environ),
+            stop_s=0.5,
+        )
+        for name in names
+    ]
+    supervisor = Supervisor(
+        specs, lambda: print("ready", flush=True), lambda: print("stopping", flush=True)
+    )
+    sys.exit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Waiting for conditions, and looking at processes, in tests that run real ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:.0f} s in vain until {what}")
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie too."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def exists(pid: int) -> bool:
+    """True for a zombie too."""
+    return psutil.pid_exists(pid)
+
+
+def pids_in(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []

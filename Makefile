@@ -1,0 +1,38 @@
+# Everything runs in .venv, which `make serve`, `make test` and the others make by themselves.
+#   ARGS=...     goes to the command:  make serve ARGS="--port 9000"
+#   PYTHON=...   makes the environment (3.10 or newer);   TORCH=cpu|cuda forces a build of torch
+PYTHON ?= python3
+TORCH ?= auto
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up-$(TORCH)
+
+.PHONY: help setup serve test check bench
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^#   ?(.*)/  \1/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv, install everything, warm the kernel cache
+
+$(STAMP): pyproject.toml constraints.txt .ci/set_up.py
+	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON); install Python 3.10 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) .ci/set_up.py $(VENV) $(TORCH)
+	@rm -f $(VENV)/.set-up-* && touch $@
+
+serve: $(STAMP) ## serve the embedded model on http://127.0.0.1:8000
+	@$(BIN)/python -m server serve $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure; writes tables, JSON and plots to benchmarks/results
+	@$(BIN)/python -m benchmarks $(ARGS)

@@ -84,6 +84,12 @@ class EngineServer:
         else:
             self._write(connection, with_header(payload))
 
+    def disconnect(self, owner: int) -> None:
+        """End one connection; its `(owner, None)` follows from `poll`. A no-op if it is gone."""
+        connection = self._connections.get(owner)
+        if connection is not None:
+            self._disconnect(connection)
+
     def close(self) -> None:
         """Disconnects everyone and removes the socket."""
         for connection in list(self._connections.values()):

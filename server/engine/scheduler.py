@@ -1,0 +1,204 @@
+"""Which tokens are computed next, and in which blocks. A pure function of events: no clock, thread,
+socket or tensor in here.
+
+    waiting   in order of arrival; the preempted in front, being older than all of it
+    running   in order of admission; each has a row, and blocks for every token it has
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from server.engine.block_manager import BlockManager
+from server.engine.sequence_state import SequenceKey, SequenceState
+from server.errors import ContextLengthError, RequestError
+from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch
+from server.sequence import SequenceRequest
+
+# Preemptions of one sequence before its worst case is reserved. Each costs one replay, so the work
+# done twice stays under three times what was asked; reserving at once would keep blocks empty.
+MAX_PREEMPTIONS = 3
+
+
+class ScheduledStep(NamedTuple):
+    """A step to dispatch, and whose rows they are."""
+
+    batch: StepBatch
+    sequences: list[SequenceState]  # of batch.scheduled, in its order
+
+
+class Scheduler:
+    """First come, first served, over `max_num_seqs` rows and the blocks of `blocks`."""
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        assert max_num_batched_tokens >= max_num_seqs, "every running sequence gets its token"
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.sequences: dict[SequenceKey, SequenceState] = {}
+        self.waiting: OrderedDict[SequenceKey, SequenceState] = OrderedDict()
+        self.running: list[SequenceState] = []
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self.num_preemptions = 0
+        self.num_cache_queries = 0
+        self.num_cache_hits = 0
+
+    def submit(self, request: SequenceRequest, owner: int) -> SequenceState:
+        """Queue a sequence. Raises RequestError for one that could never be finished."""
+        seq = SequenceState.from_request(request, owner, self.max_model_len)
+        self._refuse(seq)
+        self.sequences[seq.key] = self.waiting[seq.key] = seq
+        return seq
+
+    def abort(self, key: SequenceKey) -> None:
+        """Forget a sequence between two steps. Unknown and finished ones are ignored."""
+        seq = self.sequences.pop(key, None)
+        if seq is None:
+            return
+        if seq.row < 0:
+            del self.waiting[key]
+        else:
+            self.running.remove(seq)
+            self._release(seq)
+
+    def finish(self, finished: list[SequenceState]) -> None:
+        """Take finished sequences out of `running`, all of a step at once."""
+        for seq in finished:
+            del self.sequences[seq.key]
+            self._release(seq)
+        self.running = [seq for seq in self.running if seq.row >= 0]
+
+    def schedule(self, step: int) -> ScheduledStep:
+        """The one invariant: a sequence has `num_tokens` and `num_computed_tokens`, and no phase. A step
+        gives it some of the difference, until the two are equal; then the step samples its next token.
+
+        Only the last of `running` can be more than one token behind, because nothing is admitted
+        behind it until it has caught up. So going through `running` in order serves decodes first,
+        and the budget left over is the prefill chunk. Every running sequence is in every step.
+        """
+        batch = StepBatch(step)
+        num_preemptions = self.num_preemptions
+        self._grow_tables(batch)
+        budget = self.max_num_batched_tokens
+        for seq in self.running:
+            budget -= self._advance(seq, budget, batch.scheduled)
+        if self.num_preemptions == num_preemptions:  # else it would take back what it just gave up
+            self._admit(batch, budget)
+        return ScheduledStep(batch, self.running.copy())
+
+    def _advance(self, seq: SequenceState, budget: int, scheduled: list[ScheduledRow]) -> int:
+        num_computed, num_tokens = seq.num_computed_tokens, seq.num_tokens
+        num_scheduled = min(num_tokens - num_computed, budget)
+        end = num_computed + num_scheduled
+        is_sampling = end == num_tokens < seq.stop.max_num_tokens
+        scheduled.append(ScheduledRow(seq.row, num_computed, num_scheduled, is_sampling))
+        seq.num_computed_tokens = end
+        seq.num_tokens = num_tokens + is_sampling
+        if end // self.blocks.block_size > seq.num_registered_blocks:
+            self.blocks.cache.register(seq)
+        return num_scheduled
+
+    def _grow_tables(self, batch: StepBatch) -> None:
+        """A block for each sequence whose table is full, oldest first; the newest makes room."""
+        block_size = self.blocks.block_size
+        full = [s for s in self.running if s.num_computed_tokens == len(s.block_table) * block_size]
+        for seq in full:
+            while seq.row >= 0 and not self.blocks.can_allocate(1):
+                self._preempt(self._newest_preemptible())
+            if seq.row >= 0:
+                block_ids = self.blocks.allocate(1)
+                batch.new_blocks.append(NewBlocks(seq.row, len(seq.block_table), block_ids))
+                seq.block_table += block_ids
+
+    def _newest_preemptible(self) -> SequenceState:
+        """One with reserved blocks is not; but then it never needs one, so who asks always is."""
+        return next(s for s in reversed(self.running) if s.num_preemptions < MAX_PREEMPTIONS)
+
+    def _preempt(self, seq: SequenceState) -> None:
+        self.running.remove(seq)
+        self._release(seq)
+        seq.restart()
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting[seq.key] = seq
+        self.waiting.move_to_end(seq.key, last=False)
+
+    def _admit(self, batch: StepBatch, budget: int) -> None:
+        """Fill the rows from `waiting`. Budget left means that all of `running` has caught up."""
+        while budget and self.waiting and self._free_rows:
+            seq = next(iter(self.waiting.values()))
+            if not self._allocate(seq):
+                return
+            del self.waiting[seq.key]
+            self.running.append(seq)
+            seq.row = self._free_rows.pop()
+            batch.new_rows.append(
+                NewRow(seq.row, seq.token_ids, seq.num_prompt_tokens, seq.choice, seq.params)
+            )
+            batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
+            budget -= self._advance(seq, budget, batch.scheduled)
+
+    def _allocate(self, seq: SequenceState) -> bool:
+        """Blocks for all its tokens, cached ones first, or none. A chunk then never lacks a block."""
+        is_reserved = seq.num_preemptions >= MAX_PREEMPTIONS
+        num_blocks = self.blocks.blocks_for(seq.max_num_slots if is_reserved else seq.num_tokens)
+        block_ids, link = self.blocks.cache.match(seq)
+        if not self.blocks.can_allocate(num_blocks - len(block_ids), block_ids):
+            return False
+        self.blocks.share(block_ids)
+        seq.block_table = block_ids + self.blocks.allocate(num_blocks - len(block_ids))
+        seq.link = link
+        seq.num_registered_blocks = len(block_ids)
+        seq.num_computed_tokens = len(block_ids) * self.blocks.block_size
+        self._count_cached(seq)
+        return True
+
+    def _count_cached(self, seq: SequenceState) -> None:
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = seq.num_computed_tokens
+            if seq.can_read_cache:
+                self.num_cache_queries += seq.num_prompt_tokens
+                self.num_cache_hits += seq.num_cached_tokens
+
+    def _release(self, seq: SequenceState) -> None:
+        self.blocks.deallocate(seq.block_table)
+        self._free_rows.append(seq.row)
+        seq.row = -1
+
+    def _refuse(self, seq: SequenceState) -> None:
+        params = seq.params
+        if not seq.token_ids:
+            raise RequestError("A prompt needs at least one token.", param="prompt")
+        if seq.num_prompt_tokens + min(params.max_tokens, 1) > self.max_model_len:
+            raise ContextLengthError(self.max_model_len, seq.num_prompt_tokens, params.max_tokens)
+        if self.blocks.blocks_for(seq.max_num_slots) > self.blocks.num_blocks:
+            raise RequestError(
+                f"The prompt and max_tokens need {seq.max_num_slots} tokens of KV cache; all of it is "
+                f"{self.blocks.num_blocks * self.blocks.block_size}.",
+                param="max_tokens",
+            )
+        if seq.key in self.sequences:
+            raise RequestError("A sequence with this id is running.", param="seq_id")
+
+    def check_integrity(self) -> None:
+        """For tests, between two steps."""
+        self.blocks.check_integrity([seq.block_table for seq in self.running])
+        rows = [seq.row for seq in self.running]
+        assert sorted(rows + self._free_rows) == list(range(self.max_num_seqs))
+        assert set(self.sequences.values()) == {*self.running, *self.waiting.values()}
+        for seq in self.running:
+            assert len(seq.token_ids) == seq.num_tokens
+            assert seq.num_computed_tokens < seq.num_tokens
+            assert seq.num_computed_tokens <= len(seq.block_table) * self.blocks.block_size
+            assert seq.num_preemptions <= MAX_PREEMPTIONS
+        for seq in self.running[:-1]:
+            assert seq.num_computed_tokens == seq.num_tokens - 1, "only the last may be behind"

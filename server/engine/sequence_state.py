@@ -1,0 +1,79 @@
+"""What the engine keeps of one sequence: counters and lists. Knows no step, device or clock.
+
+token_ids   [ prompt ............... | generated ........ ]
+              cached | computed  ^ num_computed_tokens    ^ num_tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from server.engine.stop_rules import StopRules
+from server.sequence import SamplingParams, SequenceRequest, TokenLogprobs
+
+SequenceKey = tuple[int, int]  # (owner, seq_id)
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """One sequence from submit to its end. Only the scheduler and the engine write to it."""
+
+    owner: int  # the connection that submitted it
+    seq_id: int
+    choice: int
+    params: SamplingParams
+    cache_salt: str
+    stop: StopRules
+    token_ids: list[int]  # prompt, then the generated ids that have arrived
+    num_prompt_tokens: int
+    num_tokens: int  # a count apart from the ids: a token counts from the dispatch that samples it
+    num_computed_tokens: int = 0  # KV written, or written by a step already dispatched
+    block_table: list[int] = field(default_factory=list)
+    row: int = -1  # -1: waiting
+    num_registered_blocks: int = 0  # of block_table, known to the prefix cache
+    link: bytes = b""  # the prefix cache's name for the registered blocks
+    num_cached_tokens: int | None = None  # found in the cache at the first admission
+    num_preemptions: int = 0
+    is_first_sent: bool = False  # FirstOutput has left
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @classmethod
+    def from_request(
+        cls, request: SequenceRequest, owner: int, max_model_len: int
+    ) -> SequenceState:
+        num_prompt_tokens = len(request.prompt_ids)
+        return cls(
+            owner=owner,
+            seq_id=request.seq_id,
+            choice=request.choice,
+            params=request.params,
+            cache_salt=request.cache_salt,
+            stop=StopRules(
+                request.params, num_prompt_tokens=num_prompt_tokens, max_model_len=max_model_len
+            ),
+            token_ids=request.prompt_ids.copy(),  # siblings may come with one list
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=num_prompt_tokens,
+        )
+
+    @property
+    def key(self) -> SequenceKey:
+        return self.owner, self.seq_id
+
+    @property
+    def max_num_slots(self) -> int:
+        """KV slots at its longest: the last generated token is never an input."""
+        return max(self.num_prompt_tokens, self.stop.max_num_tokens - 1)
+
+    @property
+    def can_read_cache(self) -> bool:
+        """Logprobs of prompt tokens need the prompt's rows; once they have left, nothing does."""
+        return self.params.prompt_logprobs is None or self.is_first_sent
+
+    def restart(self) -> None:
+        """Nothing is computed any more; the ids stay and are replayed."""
+        self.num_computed_tokens = 0
+        self.num_registered_blocks = 0
+        self.block_table = []
+        self.row = -1
+        self.prompt_logprobs = []

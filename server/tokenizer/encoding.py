@@ -1,0 +1,109 @@
+"""The tokenizer in memory: encoding by tiktoken, decoding by a byte table. Knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import tiktoken
+
+# GPT-2's splitting, in tiktoken's form: possessive, so that no text makes it backtrack.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a model directory says, whatever its format."""
+
+    token_bytes: Mapping[int, bytes]  # every id that exists; special tokens by their spelling
+    mergeable: Sequence[bytes]  # the 256 single bytes, then what merges make, first merge first
+    special_tokens: Mapping[str, int]
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+
+class Tokenizer:
+    """Ids are in [0, num_tokens), holes excepted. Special tokens have an id but no text."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.num_tokens = max(vocabulary.token_bytes) + 1
+        self.special_tokens = dict(vocabulary.special_tokens)
+        self.bos_token_id = vocabulary.bos_token_id
+        self.eos_token_id = vocabulary.eos_token_id
+        self._token_bytes: list[bytes | None] = [
+            vocabulary.token_bytes.get(i) for i in range(self.num_tokens)
+        ]
+        self._holes = {i for i, raw in enumerate(self._token_bytes) if raw is None}
+        special_ids = set(self.special_tokens.values())
+        # per id: its bytes in a text, and the text itself where they are whole characters
+        self.text_bytes = [
+            b"" if raw is None or i in special_ids else raw
+            for i, raw in enumerate(self._token_bytes)
+        ]
+        self.whole_texts = [_whole_text(raw) for raw in self.text_bytes]
+        self._ids = _ids_by_rank(vocabulary)
+        self._encoding = _encoding(vocabulary)
+
+    def encode(self, text: str, *, with_special: bool = False) -> list[int]:
+        """The ids of `text`. What spells a special token is text, unless `with_special`.
+
+        Releases the GIL while tiktoken works; lone surrogates become U+FFFD.
+        """
+        if with_special:
+            ranks = self._encoding.encode(text, allowed_special="all")
+        else:
+            ranks = self._encoding.encode_ordinary(text)
+        ids = self._ids
+        return ranks if ids is None else [ids[rank] for rank in ranks]
+
+    def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
+        """The bytes of the text; special tokens add none."""
+        text_bytes = self.text_bytes
+        return b"".join([text_bytes[i] for i in token_ids])
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(token_ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's own bytes; a special token's spelling; nothing for a hole."""
+        return self._token_bytes[token_id] or b""
+
+    def is_token(self, token_id: int) -> bool:
+        return 0 <= token_id < self.num_tokens and token_id not in self._holes
+
+    def are_tokens(self, token_ids: Sequence[int]) -> bool:
+        """Whether every id exists; quick for long prompts."""
+        if not token_ids:
+            return True
+        in_range = min(token_ids) >= 0 and max(token_ids) < self.num_tokens
+        return in_range and self._holes.isdisjoint(token_ids)
+
+
+def _whole_text(raw: bytes) -> str | None:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _ids_by_rank(vocabulary: Vocabulary) -> list[int] | None:
+    """tiktoken knows a token by its place in merge order; None where that is its id already."""
+    ids = {raw: i for i, raw in vocabulary.token_bytes.items()}
+    special = vocabulary.special_tokens
+    special_ids = set(special.values())
+    ids.update({raw: i for i, raw in vocabulary.token_bytes.items() if i not in special_ids})
+    by_rank = [ids[raw] for raw in vocabulary.mergeable] + list(special.values())
+    return None if by_rank == list(range(len(by_rank))) else by_rank
+
+
+def _encoding(vocabulary: Vocabulary) -> tiktoken.Encoding:
+    num_mergeable = len(vocabulary.mergeable)
+    return tiktoken.Encoding(
+        "model",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks={raw: rank for rank, raw in enumerate(vocabulary.mergeable)},
+        special_tokens={
+            name: num_mergeable + i for i, name in enumerate(vocabulary.special_tokens)
+        },
+    )

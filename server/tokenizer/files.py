@@ -1,0 +1,110 @@
+"""Which tokenizer files a model directory has, read within limits. Every fault is a ModelError."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from server.errors import ModelError
+from server.tokenizer import huggingface
+from server.tokenizer.encoding import Tokenizer, Vocabulary
+from server.tokenizer.limits import checked_vocabulary, read_bounded
+
+_END_OF_TEXT = "<|endoftext|>"
+
+
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+    """From tokenizer.json, else vocab.json + merges.txt, else the only *.tiktoken."""
+    directory = Path(model_dir)
+    settings = _read_settings(directory)
+    tiktoken_files = sorted(directory.glob("*.tiktoken"))
+    if (path := directory / "tokenizer.json").is_file():
+        tokens, mergeable, special = huggingface.read_tokenizer_json(path)
+    elif (path := directory / "vocab.json").is_file():
+        tokens, mergeable, special = huggingface.read_vocab_and_merges(
+            path, directory / "merges.txt", settings.special_names
+        )
+    elif len(tiktoken_files) == 1:
+        path = tiktoken_files[0]
+        tokens, mergeable = _read_tiktoken(path)
+        special = _special_after(tokens, settings.eos_token_id)
+    else:
+        raise ModelError(
+            f"{directory} has no tokenizer: tokenizer.json, vocab.json with merges.txt, or one "
+            "*.tiktoken file is needed."
+        )
+    tokens.update({i: name.encode("utf-8") for name, i in special.items()})
+    bos = settings.bos_token_id if settings.bos_token_id in tokens else None
+    eos = settings.eos_token_id if settings.eos_token_id in tokens else special.get(_END_OF_TEXT)
+    return Tokenizer(checked_vocabulary(path, Vocabulary(tokens, mergeable, special, bos, eos)))
+
+
+class _Settings(msgspec.Struct):
+    """What the other files of the directory say about special tokens."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    special_names: list[str]
+
+
+def _read_settings(directory: Path) -> _Settings:
+    config = _read_object(directory / "config.json")
+    named = _read_object(directory / "special_tokens_map.json")
+    named |= _read_object(directory / "tokenizer_config.json")
+    keys = ("bos_token", "eos_token", "unk_token", "pad_token")
+    names = [_spelling(named.get(key)) for key in keys]
+    return _Settings(
+        bos_token_id=_token_id(config.get("bos_token_id")),
+        eos_token_id=_token_id(config.get("eos_token_id")),
+        special_names=sorted({_END_OF_TEXT, *(name for name in names if name)}),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(read_bounded(path), type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise ModelError(f"{path} is not a JSON object.") from None
+
+
+def _token_id(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _spelling(value: object) -> str | None:
+    """A token in a settings file: its text, or an object that holds its text."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _read_tiktoken(path: Path) -> tuple[dict[int, bytes], list[bytes]]:
+    """Lines of base64, a space, and the rank, which is both the id and the merge order."""
+    tokens: dict[int, bytes] = {}
+    for number, line in enumerate(read_bounded(path).splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            encoded, rank = line.split()
+            raw, token_id = base64.b64decode(encoded, validate=True), int(rank)
+        except (ValueError, binascii.Error):
+            raise ModelError(f"{path}: line {number} is not a token and its rank.") from None
+        if token_id in tokens:
+            raise ModelError(f"{path}: line {number} uses the rank {token_id} again.")
+        tokens[token_id] = raw
+    return tokens, [tokens[i] for i in sorted(tokens)]
+
+
+def _special_after(tokens: dict[int, bytes], eos_token_id: int | None) -> dict[str, int]:
+    """These files hold no special tokens. GPT-2's stands where config.json says, or after them."""
+    if not tokens:
+        return {}
+    if eos_token_id is None or eos_token_id in tokens:
+        return {_END_OF_TEXT: max(tokens) + 1}
+    return {_END_OF_TEXT: eos_token_id}

@@ -1,0 +1,207 @@
+"""A device with memory instead of numbers. Its KV slots hold who was written there: position, token,
+kind and the hash of everything before. Attention walks the block table, verifies that chain and draws
+the next token from what it *read*. So aliasing, a stale hit, a double free, use after free or a token
+run by the wrong kind changes the text or raises DeviceFault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch, StepResult
+from server.sequence import SamplingParams, TokenLogprobs
+
+_ROOT = 0x5EED
+
+
+class DeviceFault(AssertionError):
+    """The engine told the device something that no correct engine tells."""
+
+
+class Record(NamedTuple):
+    """One KV slot."""
+
+    position: int
+    token_id: int
+    is_prompt: bool
+    parent: int  # what attention had read up to the position before
+    digest: int
+
+
+class SlotWrite(NamedTuple):
+    row: int
+    slot: int
+    position: int
+
+
+@dataclass
+class Row:
+    token_ids: list[int]
+    num_prompt_tokens: int
+    choice: int
+    params: SamplingParams
+    block_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int | None = None  # None: the row's first step says where it starts
+
+
+class FinishedStep:
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        return self._result
+
+
+class FakeDevice:
+    """A Runner. Strict about everything that the seam promises."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        vocab_size: int = 8,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.vocab_size = vocab_size
+        self.slots: list[Record | None] = [None] * (num_blocks * block_size)  # None: poison
+        self.rows: dict[int, Row] = {}
+        self.batches: list[StepBatch] = []
+
+    def dispatch(self, batch: StepBatch) -> FinishedStep:
+        _require(batch.step == len(self.batches), "steps are counted")
+        self.batches.append(batch)
+        for new_row in batch.new_rows:
+            self._fill_row(new_row)
+        for new_blocks in batch.new_blocks:
+            self._extend_table(new_blocks)
+        self._check_batch(batch)
+        self._poison_new_blocks(batch)
+        self._write_all(batch.scheduled)
+        result = StepResult([], {}, {})
+        for scheduled in batch.scheduled:
+            self._attend(scheduled, result)
+        return FinishedStep(result)
+
+    def _fill_row(self, new: NewRow) -> None:
+        _require(0 <= new.row < self.max_num_seqs, "row out of range")
+        _require(0 < new.num_prompt_tokens <= len(new.token_ids), "a row begins with its prompt")
+        self.rows[new.row] = Row(
+            new.token_ids.copy(), new.num_prompt_tokens, new.choice, new.params
+        )
+
+    def _extend_table(self, new: NewBlocks) -> None:
+        block_ids = self.rows[new.row].block_ids
+        _require(new.start == len(block_ids), "a block table grows at its end")
+        _require(all(0 <= b < self.num_blocks for b in new.block_ids), "block id out of range")
+        block_ids += new.block_ids
+
+    def _check_batch(self, batch: StepBatch) -> None:
+        rows = [scheduled.row for scheduled in batch.scheduled]
+        _require(len(rows) == len(set(rows)) > 0, "each row once")
+        num_tokens = sum(scheduled.num_scheduled_tokens for scheduled in batch.scheduled)
+        _require(num_tokens <= self.max_num_batched_tokens, "token budget")
+        for scheduled in batch.scheduled:
+            row = self.rows[scheduled.row]
+            start, end = _span(scheduled)
+            _require(scheduled.num_scheduled_tokens >= 1, "an empty share")
+            _require(row.num_computed_tokens in (None, start), "a gap or a repeat")
+            _require(end <= len(row.token_ids), "a token that is not there yet")
+            _require(end <= len(row.block_ids) * self.block_size, "a token without a block")
+            _require(not scheduled.is_sampling or end == len(row.token_ids), "sampling too early")
+
+    def _poison_new_blocks(self, batch: StepBatch) -> None:
+        """What a new row has computed already lies in shared blocks; all others are its own."""
+        starts = {scheduled.row: scheduled.num_computed_tokens for scheduled in batch.scheduled}
+        for new in batch.new_blocks:
+            _require(starts[new.row] % self.block_size == 0, "blocks are shared whole")
+            first_own = max(starts[new.row] // self.block_size - new.start, 0)
+            for block_id in new.block_ids[first_own:]:
+                start = block_id * self.block_size
+                self.slots[start : start + self.block_size] = [None] * self.block_size
+
+    def _write_all(self, batch: list[ScheduledRow]) -> None:
+        """In order of position, since a record names the one before it: it may be another row's, when
+        that row's blocks are shared within the step."""
+        writes = [
+            SlotWrite(scheduled.row, self._slot(self.rows[scheduled.row], position), position)
+            for scheduled in batch
+            for position in range(*_span(scheduled))
+        ]
+        _require(len({w.slot for w in writes}) == len(writes), "two rows write one slot")
+        for write in sorted(writes, key=lambda w: w.position):
+            self.slots[write.slot] = self._record(self.rows[write.row], write.position)
+
+    def _record(self, row: Row, position: int) -> Record:
+        parent = _ROOT
+        if position:
+            before = self.slots[self._slot(row, position - 1)]
+            _require(before is not None, f"position {position - 1} reads a stale slot")
+            assert before is not None
+            parent = before.digest
+        token_id, is_prompt = row.token_ids[position], position < row.num_prompt_tokens
+        digest = hash((parent, position, token_id, is_prompt))
+        return Record(position, token_id, is_prompt, parent, digest)
+
+    def _attend(self, scheduled: ScheduledRow, result: StepResult) -> None:
+        row = self.rows[scheduled.row]
+        start, end = _span(scheduled)
+        digests = self._read(row, end)
+        row.num_computed_tokens = end
+        if row.params.prompt_logprobs is not None and start < row.num_prompt_tokens - 1:
+            positions = range(start + 1, min(end, row.num_prompt_tokens - 1) + 1)
+            result.prompt_logprobs[scheduled.row] = [
+                _logprobs(digests[p - 1], row.token_ids[p]) for p in positions
+            ]
+        if scheduled.is_sampling:
+            token_id = self._draw(row, digests[-1])
+            row.token_ids.append(token_id)
+            result.token_ids.append(token_id)
+            if row.params.logprobs is not None:
+                result.logprobs[scheduled.row] = _logprobs(digests[-1], token_id)
+
+    def _read(self, row: Row, seq_len: int) -> list[int]:
+        """What the query at each position has read: one digest each."""
+        digests: list[int] = []
+        read = _ROOT
+        for position in range(seq_len):
+            record = self.slots[self._slot(row, position)]
+            _require(record is not None, f"position {position} is stale")
+            assert record is not None
+            _require(record.position == position, f"position {position} holds another")
+            _require(record.parent == read, f"position {position} follows another text")
+            read = hash((read, position, record.token_id, record.is_prompt))
+            digests.append(read)
+        return digests
+
+    def _draw(self, row: Row, digest: int) -> int:
+        params, position = row.params, len(row.token_ids)
+        masked: set[int] = set()
+        if position - row.num_prompt_tokens < params.min_tokens:
+            masked = {*params.stop_token_ids, params.eos_token_id or -1}
+        allowed = [t for t in range(self.vocab_size) if t not in masked]
+        return allowed[hash((digest, params.seed, row.choice, position)) % len(allowed)]
+
+    def _slot(self, row: Row, position: int) -> int:
+        block_id = row.block_ids[position // self.block_size]
+        return block_id * self.block_size + position % self.block_size
+
+
+def _span(scheduled: ScheduledRow) -> tuple[int, int]:
+    start = scheduled.num_computed_tokens
+    return start, start + scheduled.num_scheduled_tokens
+
+
+def _logprobs(digest: int, token_id: int) -> TokenLogprobs:
+    return TokenLogprobs(-(hash((digest, token_id)) % 9973) / 997, [token_id], [0.0])
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise DeviceFault(what)

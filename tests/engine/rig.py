@@ -1,0 +1,170 @@
+"""An engine on a fake device, with everything that came out of it collected per sequence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine
+from server.engine.prefix_cache import PrefixCache
+from server.engine.scheduler import Scheduler
+from server.engine.sequence_state import SequenceKey
+from server.runner.batch import ScheduledRow
+from server.sequence import FirstOutput, SamplingParams, SequenceRequest, TokenLogprobs
+from tests.engine.fake_device import FakeDevice
+
+VOCAB_SIZE = 8
+
+
+@dataclass
+class Text:
+    """One sequence as its client saw it."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    first: FirstOutput | None = None
+
+    def same_bytes(self) -> tuple[object, ...]:
+        """All that may not depend on what else was running."""
+        prompt_logprobs = self.first.prompt_logprobs if self.first else None
+        return (
+            self.token_ids,
+            self.logprobs,
+            self.finish_reason,
+            self.stop_token_id,
+            prompt_logprobs,
+        )
+
+
+@dataclass(frozen=True)
+class Size:
+    num_blocks: int = 64
+    block_size: int = 4
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 32
+    max_model_len: int = 64
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes an engine is made of; a planted bug replaces one."""
+
+    cache: type[PrefixCache] = PrefixCache
+    blocks: type[BlockManager] = BlockManager
+    scheduler: type[Scheduler] = Scheduler
+
+
+class Rig:
+    def __init__(
+        self, size: Size | None = None, parts: Parts | None = None, *, is_checking: bool = True
+    ) -> None:
+        self.size = size = size or Size()
+        self.is_checking = is_checking
+        parts = parts or Parts()
+        self.cache = parts.cache(size.block_size)
+        self.blocks = parts.blocks(size.num_blocks, self.cache)
+        self.scheduler = parts.scheduler(
+            self.blocks,
+            max_num_seqs=size.max_num_seqs,
+            max_num_batched_tokens=size.max_num_batched_tokens,
+            max_model_len=size.max_model_len,
+        )
+        self.device = FakeDevice(
+            num_blocks=size.num_blocks,
+            block_size=size.block_size,
+            max_num_seqs=size.max_num_seqs,
+            max_num_batched_tokens=size.max_num_batched_tokens,
+            vocab_size=VOCAB_SIZE,
+        )
+        self.engine = Engine(self.scheduler, self.device, VOCAB_SIZE)
+        self.requests: dict[SequenceKey, SequenceRequest] = {}
+        self.texts: defaultdict[SequenceKey, Text] = defaultdict(Text)
+
+    def submit(self, request: SequenceRequest, owner: int = 0) -> None:
+        self.engine.submit(request, owner)
+        self.requests[owner, request.seq_id] = request
+
+    def step(self) -> None:
+        for owner, output in self.engine.step():
+            text = self.texts[owner, output.seq_id]
+            assert text.finish_reason is None, "an output after the last one"
+            assert (output.first is None) == (text.first is not None), "one first output, first"
+            text.first = text.first or output.first
+            text.token_ids += output.token_ids
+            text.logprobs += output.logprobs or []
+            text.finish_reason = output.finish_reason
+            text.stop_token_id = output.stop_token_id
+        if self.is_checking:
+            self.scheduler.check_integrity()
+
+    def steps(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.step()
+
+    def run(self, max_num_steps: int = 2_000) -> None:
+        """Until idle; an idle engine holds nothing."""
+        for _ in range(max_num_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        assert not self.engine.has_work, "no progress"
+        assert self.blocks.num_used == 0, "a block leaked"
+
+    def text(self, seq_id: int = 0, owner: int = 0) -> Text:
+        return self.texts[owner, seq_id]
+
+    def differing(self) -> list[SequenceKey]:
+        """The finished sequences that are not what they are alone."""
+        return [
+            key
+            for key, text in self.texts.items()
+            if text.finish_reason is not None
+            and text.same_bytes() != solo(self.requests[key], self.size.max_model_len).same_bytes()
+        ]
+
+    def scheduled(self, step: int = -1) -> list[ScheduledRow]:
+        return self.device.batches[step].scheduled
+
+
+def request(
+    seq_id: int = 0,
+    prompt: list[int] | None = None,
+    *,
+    choice: int = 0,
+    salt: str = "",
+    max_tokens: int = 8,
+    seed: int = 1,
+    min_tokens: int = 0,
+    eos: int | None = None,
+    stop: tuple[int, ...] = (),
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+) -> SequenceRequest:
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        seed=seed,
+        min_tokens=min_tokens,
+        eos_token_id=eos,
+        stop_token_ids=stop,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+    return SequenceRequest(seq_id, [1, 2, 3] if prompt is None else prompt, choice, params, salt)
+
+
+def solo(wanted: SequenceRequest, max_model_len: int = 64) -> Text:
+    """Alone on a fresh, large engine: nothing shared, nothing preempted, the prompt in one chunk."""
+    return _solo(tuple(wanted.prompt_ids), wanted.choice, wanted.params, max_model_len)
+
+
+@lru_cache(maxsize=10_000)
+def _solo(prompt: tuple[int, ...], choice: int, params: SamplingParams, max_model_len: int) -> Text:
+    size = Size(64, 16, 1, 1024, max_model_len)
+    rig = Rig(size)
+    rig.submit(SequenceRequest(0, list(prompt), choice, params))
+    rig.run()
+    return rig.text()

@@ -1,0 +1,114 @@
+"""Any order of submits, steps, aborts and disconnects: every text equals its solo run, nothing leaks."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from server.errors import RequestError
+from server.sequence import SamplingParams, SequenceRequest
+from tests.engine.rig import VOCAB_SIZE, Rig, Size
+
+OWNERS = st.integers(0, 2)
+STEMS = ([], [1, 2, 3, 4], [4, 3, 2, 1, 1, 2, 3, 4, 1], [1, 2, 3, 4, 4, 3, 2, 1, 0])
+PROMPTS = st.builds(
+    lambda stem, tail: stem + tail,
+    st.sampled_from(STEMS),
+    st.lists(st.integers(0, 2), min_size=1, max_size=9),
+)
+SIZES = st.builds(
+    Size,
+    num_blocks=st.integers(8, 16),
+    block_size=st.sampled_from([2, 4]),
+    max_num_seqs=st.integers(2, 5),
+    max_num_batched_tokens=st.integers(5, 12),
+    max_model_len=st.just(30),
+)
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(0, 14),
+    seed=st.integers(0, 2),
+    min_tokens=st.integers(0, 3),
+    eos_token_id=st.sampled_from([None, None, 0]),
+    stop_token_ids=st.sampled_from([(), (), (5,), (0, 5)]),
+    logprobs=st.sampled_from([None, 0]),
+    prompt_logprobs=st.sampled_from([None, None, 0]),
+)
+SALTS = st.sampled_from(["", "", "tenant"])
+
+
+class EngineMachine(RuleBasedStateMachine):
+    @initialize(size=SIZES)
+    def start(self, size: Size) -> None:
+        self.rig = Rig(size)
+        self.num_submitted = 0
+        self.aborted: dict[tuple[int, int], int] = {}
+
+    @rule(owner=OWNERS, prompt=PROMPTS, n=st.integers(1, 3), params=PARAMS, salt=SALTS)
+    def submit(
+        self, owner: int, prompt: list[int], n: int, params: SamplingParams, salt: str
+    ) -> None:
+        for choice in range(n):
+            seq_id, self.num_submitted = self.num_submitted, self.num_submitted + 1
+            try:
+                self.rig.submit(SequenceRequest(seq_id, prompt, choice, params, salt), owner)
+            except RequestError:
+                num_slots = min(len(prompt) + params.max_tokens, 30) - 1
+                size = self.rig.size
+                assert num_slots > size.num_blocks * size.block_size - size.block_size
+
+    @rule(owner=OWNERS, params=PARAMS, data=st.data())
+    def next_turn(self, owner: int, params: SamplingParams, data: st.DataObject) -> None:
+        """What was generated comes back as a prompt."""
+        if keys := sorted(self.rig.texts):
+            key = data.draw(st.sampled_from(keys))
+            prompt = self.rig.requests[key].prompt_ids + self.rig.texts[key].token_ids
+            self.submit(owner, prompt[:20], 1, params, self.rig.requests[key].cache_salt)
+
+    @rule(num_steps=st.integers(1, 8))
+    def step(self, num_steps: int) -> None:
+        self.rig.steps(num_steps)
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        if keys := sorted(self.rig.scheduler.sequences):
+            key = data.draw(st.sampled_from(keys))
+            self.rig.engine.abort(key[1], key[0])
+            self._remember(key)
+
+    @rule(owner=OWNERS)
+    def disconnect(self, owner: int) -> None:
+        for key in [key for key in self.rig.scheduler.sequences if key[0] == owner]:
+            self._remember(key)
+        self.rig.engine.abort_owner(owner)
+
+    def _remember(self, key: tuple[int, int]) -> None:
+        self.aborted[key] = len(self.rig.text(key[1], key[0]).token_ids)
+
+    @invariant()
+    def nothing_of_the_aborted(self) -> None:
+        if hasattr(self, "rig"):
+            self.rig.scheduler.check_integrity()
+            for (owner, seq_id), num_tokens in self.aborted.items():
+                assert (owner, seq_id) not in self.rig.scheduler.sequences
+                assert len(self.rig.text(seq_id, owner).token_ids) == num_tokens
+
+    def teardown(self) -> None:
+        if hasattr(self, "rig"):
+            self.rig.run()
+            assert self.rig.differing() == []
+            finished = {k for k, text in self.rig.texts.items() if text.finish_reason is not None}
+            assert finished == set(self.rig.requests) - set(self.aborted)
+
+
+assert VOCAB_SIZE == 8
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,118 @@
+"""Log-softmax of raw fp32 logits at chosen ids, and the top ids. Used for sampled and prompt tokens.
+
+value = fp32(x - x_max - log(sum)) in float64, the sum in units of 2**-40 (`fixed_point`): exact in any
+order. The same function gives the chosen id's value and the top ids', so equal ids get equal floats.
+NaN, infinite and above 1e30 in magnitude count as -inf; a row of nothing else is all -inf.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+from numpy.typing import NDArray
+
+from kernels.cpu.fixed_point import WEIGHT_ONE, exp_weights, total_units
+from kernels.cpu.order import argmax, count_from
+
+_LIMIT = np.float32(1e30)
+_NEG_INF = np.float32(-np.inf)
+_CHUNK = 64
+_IDS_PER_WORKER = 1 << 16  # as in sampler.py
+
+
+@njit(cache=True, nogil=True)
+def _load_row(logits: NDArray[np.float32], x: NDArray[np.float32]) -> None:
+    for i in range(x.shape[0]):
+        value = logits[i] + np.float32(0.0)  # -0.0 becomes 0.0
+        x[i] = value if abs(value) <= _LIMIT else _NEG_INF
+
+
+@njit(cache=True, nogil=True)
+def _insert(
+    token: int, value: np.float32, top_ids: NDArray[np.int32], top_values: NDArray[np.float32]
+) -> None:
+    place = top_ids.shape[0] - 1
+    while place > 0 and value > top_values[place - 1]:
+        top_ids[place] = top_ids[place - 1]
+        top_values[place] = top_values[place - 1]
+        place -= 1
+    top_ids[place] = token
+    top_values[place] = value
+
+
+@njit(cache=True, nogil=True)
+def _find_top(
+    x: NDArray[np.float32], top_ids: NDArray[np.int32], top_values: NDArray[np.float32]
+) -> None:
+    num_top = top_ids.shape[0]
+    for i in range(num_top):
+        _insert(i, x[i], top_ids[: i + 1], top_values[: i + 1])
+    for first in range(num_top, x.shape[0], _CHUNK):
+        chunk = x[first : first + _CHUNK]
+        if count_from(chunk, top_values[num_top - 1]) == 0:
+            continue
+        for i in range(chunk.shape[0]):
+            if chunk[i] > top_values[num_top - 1]:
+                _insert(first + i, chunk[i], top_ids, top_values)
+
+
+@njit(cache=True, nogil=True)
+def _logprobs_every(
+    worker: int,
+    num_workers: int,
+    logits: NDArray[np.float32],
+    token_ids: NDArray[np.int64],
+    chosen: NDArray[np.float32],
+    top_ids: NDArray[np.int32],
+    top_values: NDArray[np.float32],
+) -> None:
+    x = np.empty(logits.shape[1], np.float32)
+    weights = np.empty(logits.shape[1], np.float32)
+    for row in range(worker, logits.shape[0], num_workers):
+        _load_row(logits[row], x)
+        x_max = x[argmax(x)]
+        if top_ids.shape[1] > 0:
+            _find_top(x, top_ids[row], top_values[row])
+        if x_max == _NEG_INF:
+            chosen[row] = _NEG_INF
+            continue
+        exp_weights(x, x_max, weights)
+        log_sum = math.log(total_units(weights) / WEIGHT_ONE)
+        chosen[row] = np.float32(np.float64(x[token_ids[row]] - x_max) - log_sum)
+        for i in range(top_ids.shape[1]):
+            top_values[row, i] = np.float32(np.float64(top_values[row, i] - x_max) - log_sum)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _logprobs_parallel(
+    num_workers: int,
+    logits: NDArray[np.float32],
+    token_ids: NDArray[np.int64],
+    chosen: NDArray[np.float32],
+    top_ids: NDArray[np.int32],
+    top_values: NDArray[np.float32],
+) -> None:
+    for worker in prange(num_workers):
+        _logprobs_every(worker, num_workers, logits, token_ids, chosen, top_ids, top_values)
+
+
+def logprobs(
+    logits: NDArray[np.float32], token_ids: NDArray[np.int64], num_top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """Of each row: the value of token_ids[row], and the num_top best ids with their values.
+
+    logits float32 [num_rows, vocab], token_ids int64 [num_rows], num_top <= vocab. Returns
+    float32 [num_rows], int32 [num_rows, num_top] (best first, of equals the lowest), float32 the same.
+    """
+    num_rows = logits.shape[0]
+    chosen = np.empty(num_rows, np.float32)
+    top_ids = np.empty((num_rows, num_top), np.int32)
+    top_values = np.empty((num_rows, num_top), np.float32)
+    num_workers = min(get_num_threads(), num_rows, 1 + logits.size // _IDS_PER_WORKER)
+    if num_workers <= 1:
+        _logprobs_every(0, 1, logits, token_ids, chosen, top_ids, top_values)
+    else:
+        _logprobs_parallel(num_workers, logits, token_ids, chosen, top_ids, top_values)
+    return chosen, top_ids, top_values

@@ -1,0 +1,102 @@
+"""Order statistics of a row of fp32 values without sorting: maxima, counts, the k-th largest.
+
+A *key* is the int32 whose order is that of the value; bisection over keys ends after 32 passes at most,
+and a pass over 50,257 values takes 2-3 us. Values are free of NaN and of -0.0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from kernels.cpu.fixed_point import units_from
+
+_MIN_KEY = np.int32(-(2**31))
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_SIGN_SHIFT = np.int32(31)
+_CHUNK = 256
+
+
+@njit(cache=True, nogil=True)
+def float_key(value: np.float32) -> np.int32:
+    bits = np.float32(value).view(np.int32)
+    return np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _MAGNITUDE))
+
+
+@njit(cache=True, nogil=True)
+def key_float(key: np.int32) -> np.float32:
+    bits = np.int32(key ^ np.int32(np.int32(key >> _SIGN_SHIFT) & _MAGNITUDE))
+    return np.int32(bits).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _max_key(bits: NDArray[np.int32]) -> np.int32:
+    # Integers: LLVM vectorises a float maximum only when told that there are no NaNs.
+    best = _MIN_KEY
+    for i in range(bits.shape[0]):
+        key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> _SIGN_SHIFT) & _MAGNITUDE))
+        best = max(best, key)
+    return best
+
+
+@njit(cache=True, nogil=True)
+def argmax(x: NDArray[np.float32]) -> int:
+    """Index of the largest value; the lowest index of equals."""
+    bits = x.view(np.int32)
+    best = _max_key(bits[:_CHUNK])
+    start = 0
+    for first in range(_CHUNK, bits.shape[0], _CHUNK):
+        chunk_best = _max_key(bits[first : first + _CHUNK])
+        if chunk_best > best:
+            best = chunk_best
+            start = first
+    value = key_float(best)
+    while x[start] != value:
+        start += 1
+    return start
+
+
+@njit(cache=True, nogil=True)
+def count_from(x: NDArray[np.float32], threshold: np.float32) -> int:
+    """How many values are >= threshold."""
+    count = 0
+    for i in range(x.shape[0]):
+        count += x[i] >= threshold
+    return count
+
+
+@njit(cache=True, nogil=True)
+def kth_largest(x: NDArray[np.float32], x_max: np.float32, k: int) -> np.float32:
+    """A threshold that exactly the k largest values reach, and all that equal the k-th. 1 <= k <= len.
+
+    Not always the k-th value itself: the search ends as soon as the set is right.
+    """
+    low = np.int64(_MIN_KEY)  # at least k values have a key >= low
+    high = np.int64(float_key(x_max)) + 1  # fewer than k have a key >= high
+    while high - low > 1:
+        middle = (low + high) >> 1
+        count = count_from(x, key_float(np.int32(middle)))
+        if count == k:
+            return key_float(np.int32(middle))
+        if count > k:
+            low = middle
+        else:
+            high = middle
+    return key_float(np.int32(low))
+
+
+@njit(cache=True, nogil=True)
+def nucleus_threshold(
+    x: NDArray[np.float32], x_max: np.float32, weights: NDArray[np.float32], target_units: int
+) -> np.float32:
+    """The largest value t for which the weights of all x >= t reach target_units."""
+    low = np.int64(_MIN_KEY)
+    high = np.int64(float_key(x_max)) + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if units_from(x, weights, key_float(np.int32(middle))) >= target_units:
+            low = middle
+        else:
+            high = middle
+    return key_float(np.int32(low))

@@ -1,0 +1,293 @@
+"""Draw one token for each row of logits: penalties, bias, temperature, min-p, top-k, top-p, Gumbel.
+
+Every row is its own loop in a fixed order: its token depends on nothing but its own logits and
+parameters. Definitions that a twin on another device must share:
+
+  x       logit + bias; NaN, infinite and above 1e30 in magnitude count as -inf (such a logit is never
+          drawn); after that repetition (x / r if x > 0 else x * r, for ids in prompt or generated),
+          then frequency * count, then presence, both over generated tokens. Each step one fp32
+          rounding, results cut to +-1e30. If no id is left: the lowest id of token_mask 0.
+  z       x * (1 / temperature), fp32, two roundings. temperature < 1e-5: argmax of x, lowest id first.
+  min_p   keep z >= z_max + log(min_p) (log in float64, rounded to fp32).
+  top_k   keep the k largest z and all equal to the k-th.
+  top_p   over what is kept so far: weight = floor(2**40 * exp(z - z_max)); keep z >= t for the largest
+          t whose kept weights reach ceil(top_p * sum); equals of the last one stay.
+  noise   Philox4x32-10: key = (seed low 32 bits, seed high 32 bits), counter words = (id // 4,
+          position, choice, 0), output word id % 4 is the draw w of `id`. v = (w + 0.5) * 2**-32,
+          noise = -log(-log1p(-v)), float64 rounded to fp32 (fp32 arithmetic agrees to 1e-6 as long as
+          v is kept below 1; noise lies in [-3.14, 22.88]).
+  token   the kept id with the largest fp32 z + noise; the lowest of equals.
+
+`position` is the absolute position of the token being drawn, that is: the row's number of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+from numpy.typing import NDArray
+
+from kernels.cpu.fixed_point import exp_weights, total_units
+from kernels.cpu.order import argmax, count_from, kth_largest, nucleus_threshold
+from kernels.cpu.philox import philox4x32_10
+from kernels.sampling_rows import LogitEdits, SamplingRows
+
+GREEDY_BELOW = np.float32(1e-5)
+
+_LIMIT = np.float32(1e30)  # x * (1 / temperature) stays finite
+_NEG_INF = np.float32(-np.inf)
+_CHUNK = 512  # ids whose noise is made at once: 2 KiB of counters
+_GROUPS = _CHUNK // 4
+_IDS_PER_WORKER = 1 << 16  # 50-100 us of work; waking a second thread costs 10, more on busy cores
+_MAX_NOISE = np.float32(22.88)
+_LOG2_E = np.float32(1.4426950408889634)
+_EXPONENT_STEP = np.float32(2.0**-23)
+_LOG2_V_BIAS = np.float32(127 + 32)  # fp32 exponent bias; v = word * 2**-32
+_WORD_MASK = np.uint64(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def _load_row(
+    logits: NDArray[np.float32], token_mask: NDArray[np.float32], x: NDArray[np.float32]
+) -> None:
+    for i in range(x.shape[0]):
+        value = logits[i] + token_mask[i]  # also turns -0.0 into 0.0
+        x[i] = value if abs(value) <= _LIMIT else _NEG_INF
+
+
+@njit(cache=True, nogil=True)
+def _cut(value: np.float32) -> np.float32:
+    return np.float32(min(max(value, -_LIMIT), _LIMIT))
+
+
+@njit(cache=True, nogil=True)
+def _apply_edits(x: NDArray[np.float32], edits: LogitEdits, index: int) -> None:
+    for i in range(edits.starts[index], edits.starts[index + 1]):
+        token = edits.token_ids[i]
+        value = np.float32(x[token] + edits.values[i])
+        x[token] = _NEG_INF if value == _NEG_INF else _cut(value)
+
+
+@njit(cache=True, nogil=True)
+def _penalised(
+    value: np.float32,
+    count: int,
+    presence: np.float32,
+    frequency: np.float32,
+    repetition: np.float32,
+) -> np.float32:
+    if value == _NEG_INF:
+        return value
+    value = _cut(np.float32(value / repetition if value > 0 else value * repetition))
+    if count > 0:
+        value = _cut(np.float32(value - np.float32(frequency * np.float32(count))))
+        value = _cut(np.float32(value - presence))
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _apply_penalties(x: NDArray[np.float32], rows: SamplingRows, row: int) -> None:
+    # Counted anew from the row's ids each time: no state that a replay would have to rebuild.
+    presence = rows.presence_penalty[row]
+    frequency = rows.frequency_penalty[row]
+    repetition = rows.repetition_penalty[row]
+    token_ids = rows.token_ids[row, : rows.num_tokens[row]]
+    counts = np.zeros(x.shape[0], np.int32)  # -1: done
+    for i in range(rows.num_prompt_tokens[row], token_ids.shape[0]):
+        counts[token_ids[i]] += 1
+    for i in range(token_ids.shape[0]):
+        token = token_ids[i]
+        if counts[token] >= 0:
+            x[token] = _penalised(x[token], counts[token], presence, frequency, repetition)
+            counts[token] = -1
+
+
+@njit(cache=True, nogil=True)
+def _compact(x: NDArray[np.float32], threshold: np.float32, kept: NDArray[np.float32]) -> int:
+    num_kept = 0
+    for i in range(x.shape[0]):
+        if x[i] >= threshold:
+            kept[num_kept] = x[i]
+            num_kept += 1
+    return num_kept
+
+
+@njit(cache=True, nogil=True)
+def _threshold(
+    z: NDArray[np.float32], z_max: np.float32, top_k: int, top_p: np.float32, min_p: np.float32
+) -> np.float32:
+    """What min_p, top_k and top_p leave are the ids with z >= the returned value <= z_max."""
+    lowest = np.float32(-_LIMIT * np.float32(1e6))  # below any z that can be drawn
+    if min_p > 0:
+        lowest = max(lowest, np.float32(z_max + np.float32(math.log(min_p))))
+    if 0 < top_k < z.shape[0]:
+        lowest = max(lowest, kth_largest(z, z_max, top_k))
+    if top_p < 1:
+        kept = np.empty(z.shape[0], np.float32)
+        kept = kept[: _compact(z, lowest, kept)]
+        weights = np.empty(kept.shape[0], np.float32)
+        exp_weights(kept, z_max, weights)
+        target = np.int64(math.ceil(np.float64(top_p) * np.float64(total_units(weights))))
+        lowest = max(lowest, nucleus_threshold(kept, z_max, weights, max(target, 1)))
+    return min(lowest, z_max)
+
+
+@njit(cache=True, nogil=True)
+def gumbel_noise(word: np.uint32) -> np.float32:
+    """Finite for every word: v lies in [2**-33, 1 - 2**-33], which float64 holds exactly."""
+    v = (np.float64(word) + 0.5) * 2.0**-32
+    return np.float32(-math.log(-math.log1p(-v)))
+
+
+@njit(cache=True, nogil=True)
+def _fill_words(
+    words: NDArray[np.uint32], first_group: int, position: int, choice: int, seed: np.uint64
+) -> None:
+    for i in range(words.shape[1]):
+        words[0, i] = np.uint32(first_group + i)
+    words[1] = np.uint32(position)
+    words[2] = np.uint32(choice)
+    words[3] = np.uint32(0)
+    philox4x32_10(words, np.uint32(seed & _WORD_MASK), np.uint32(seed >> np.uint64(32)))
+
+
+@njit(cache=True, nogil=True)
+def _num_contenders(
+    z: NDArray[np.float32],
+    words: NDArray[np.uint32],
+    lowest: np.float32,
+    best: np.float32,
+    slack: np.float32,
+) -> int:
+    """An upper bound of how many of these ids could beat `best`; 0 for nearly every chunk.
+
+    noise <= -ln v, and log2 v >= exponent + mantissa - 1 of v as fp32: so z + noise >= best needs
+    (bits of word) * 2**-23 - 159 <= (z - best) * log2(e). No logarithm is computed for the others.
+    """
+    count = 0
+    for i in range(z.shape[0]):
+        bits = np.float32(words[i]).view(np.int32)
+        log2_v = np.float32(bits) * _EXPONENT_STEP - _LOG2_V_BIAS
+        can_win = log2_v <= (z[i] - best) * _LOG2_E + slack
+        count += can_win & (z[i] >= lowest)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _gumbel_argmax(
+    z: NDArray[np.float32],
+    mode: int,
+    lowest: np.float32,
+    position: int,
+    choice: int,
+    seed: np.uint64,
+) -> int:
+    words = np.empty((4, _GROUPS), np.uint32)
+    draws = np.empty(_CHUNK, np.uint32)
+    _fill_words(words[:, :1], mode // 4, position, choice, seed)
+    token = mode
+    best = np.float32(z[mode] + gumbel_noise(words[mode % 4, 0]))
+    # Covers the rounding of z + noise near `best`, of the word to fp32, and of log2_v.
+    slack = np.float32(1e-3) + (abs(best) + np.float32(64)) * np.float32(2.0**-21)
+    for first in range(0, z.shape[0], _CHUNK):
+        chunk = z[first : first + _CHUNK]
+        if count_from(chunk, max(lowest, best - _MAX_NOISE - slack)) == 0:
+            continue
+        _fill_words(words, first // 4, position, choice, seed)
+        for lane in range(4):
+            draws[lane::4] = words[lane]
+        if _num_contenders(chunk, draws, lowest, best, slack) == 0:
+            continue
+        for i in range(chunk.shape[0]):
+            if chunk[i] >= lowest:
+                key = np.float32(chunk[i] + gumbel_noise(draws[i]))
+                if key > best or (key == best and first + i < token):
+                    best = key
+                    token = first + i
+    return token
+
+
+@njit(cache=True, nogil=True)
+def _sample_row(
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    index: int,
+    row: int,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    x: NDArray[np.float32],
+) -> int:
+    _load_row(logits, token_mask, x)
+    _apply_edits(x, edits, index)
+    if (
+        rows.presence_penalty[row] != 0
+        or rows.frequency_penalty[row] != 0
+        or rows.repetition_penalty[row] != 1
+    ):
+        _apply_penalties(x, rows, row)
+    mode = argmax(x)
+    if x[mode] == _NEG_INF:
+        return argmax(token_mask)
+    temperature = rows.temperature[row]
+    if temperature < GREEDY_BELOW:
+        return mode
+    inverse = np.float32(np.float32(1.0) / temperature)
+    for i in range(x.shape[0]):
+        x[i] = x[i] * inverse
+    mode = argmax(x)  # the rounding of the product may have made a lower id its equal
+    lowest = _threshold(x, x[mode], rows.top_k[row], rows.top_p[row], rows.min_p[row])
+    seed = np.uint64(rows.seed[row])
+    return _gumbel_argmax(x, mode, lowest, rows.num_tokens[row], rows.choice[row], seed)
+
+
+@njit(cache=True, nogil=True)
+def _sample_every(
+    worker: int,
+    num_workers: int,
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    row_ids: NDArray[np.int32],
+    rows: SamplingRows,
+    edits: LogitEdits,
+    sampled: NDArray[np.int64],
+) -> None:
+    x = np.empty(logits.shape[1], np.float32)
+    for i in range(worker, logits.shape[0], num_workers):
+        sampled[i] = _sample_row(logits[i], token_mask, i, row_ids[i], rows, edits, x)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _sample_parallel(
+    num_workers: int,
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    row_ids: NDArray[np.int32],
+    rows: SamplingRows,
+    edits: LogitEdits,
+    sampled: NDArray[np.int64],
+) -> None:
+    for worker in prange(num_workers):
+        _sample_every(worker, num_workers, logits, token_mask, row_ids, rows, edits, sampled)
+
+
+def sample(
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    row_ids: NDArray[np.int32],
+    rows: SamplingRows,
+    edits: LogitEdits,
+) -> NDArray[np.int64]:
+    """One token id for each row of logits; see the top of this file.
+
+    logits float32 [num_rows, vocab], only read; token_mask float32 [vocab]: 0, or -inf for ids that
+    are never drawn; row_ids int32 [num_rows]: where each row's parameters stand in `rows`.
+    """
+    sampled = np.empty(logits.shape[0], np.int64)
+    num_workers = min(get_num_threads(), logits.shape[0], 1 + logits.size // _IDS_PER_WORKER)
+    if num_workers == 1:
+        _sample_every(0, 1, logits, token_mask, row_ids, rows, edits, sampled)
+    else:
+        _sample_parallel(num_workers, logits, token_mask, row_ids, rows, edits, sampled)
+    return sampled

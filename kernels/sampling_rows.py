@@ -1,0 +1,30 @@
+"""What the sampler is told about each row, for every device. Plain names for arrays or tensors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class SamplingRows(NamedTuple):
+    """The stable rows; first axis: row. Numpy arrays on a CPU, tensors on a GPU."""
+
+    token_ids: Any  # int32 [max_num_seqs, max_model_len]
+    num_tokens: Any  # int32 [max_num_seqs]: prompt + generated; the position of the token drawn
+    num_prompt_tokens: Any  # int32 [max_num_seqs]
+    choice: Any  # int32 [max_num_seqs]
+    seed: Any  # int64 [max_num_seqs]: the 64 bits of the unsigned seed
+    temperature: Any  # float32 [max_num_seqs]
+    top_k: Any  # int32 [max_num_seqs], 0 = off
+    top_p: Any  # float32 [max_num_seqs], 1 = off
+    min_p: Any  # float32 [max_num_seqs], 0 = off
+    presence_penalty: Any  # float32 [max_num_seqs]
+    frequency_penalty: Any  # float32 [max_num_seqs]
+    repetition_penalty: Any  # float32 [max_num_seqs], 1 = off
+
+
+class LogitEdits(NamedTuple):
+    """Added to single logits of this step: logit_bias, and -inf for what min_tokens forbids."""
+
+    starts: Any  # int32 [num_rows + 1]: edits of row i are starts[i] .. starts[i + 1] - 1
+    token_ids: Any  # int32 [num_edits]
+    values: Any  # float32 [num_edits]

@@ -114,6 +114,10 @@ class Rig:
         assert not self.engine.has_work, "no progress"
         assert self.blocks.num_used == 0, "a block leaked"
 
+    def evict_idle(self) -> None:
+        """Nothing that no sequence holds is found again."""
+        self.blocks.deallocate(self.blocks.allocate(self.blocks.num_available))
+
     def text(self, seq_id: int = 0, owner: int = 0) -> Text:
         return self.texts[owner, seq_id]
 

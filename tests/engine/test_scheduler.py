@@ -7,7 +7,7 @@ from server.errors import ContextLengthError, RequestError
 from tests.engine.rig import Rig, Size, request
 
 TIGHT = Size(
-    num_blocks=6, block_size=4, max_num_seqs=3, max_num_batched_tokens=16, max_model_len=24
+    num_blocks=6, block_size=4, max_num_seqs=3, max_num_batched_tokens=24, max_model_len=24
 )
 
 

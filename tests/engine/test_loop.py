@@ -1,0 +1,189 @@
+"""The loop over a real Unix socket; each turn is driven by hand, so nothing races."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from server.engine.loop import HEARTBEAT_S, EngineLoop
+from server.ipc.frames import Abort, EngineInfo, StepOutput, Submit, ToApi, Welcome
+from server.ipc.server import EngineServer
+from server.ipc.wire import FrameReader, with_header
+from server.sequence import SequenceOutput, SequenceRequest
+from tests.engine.rig import Rig, request, solo
+
+INFO = EngineInfo(64, 8, 8, 4, 64, "fake", "none", "fp_fake")
+
+
+class Client:
+    """An api's end, blocking."""
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(path)
+        self.sock.settimeout(5)
+        self._reader = FrameReader()
+        self._decoder: msgspec.msgpack.Decoder[ToApi] = msgspec.msgpack.Decoder(ToApi)
+
+    def send(self, frame: Submit | Abort) -> None:
+        self.sock.sendall(with_header(msgspec.msgpack.encode(frame)))
+
+    def receive(self) -> list[ToApi]:
+        """What has arrived; empty once the engine has ended the connection."""
+        data = self.sock.recv(1 << 20)
+        return [self._decoder.decode(payload) for payload in self._reader.feed(data)]
+
+
+class World:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.now_s = 0.0
+        self.rig = Rig()
+        self.server = EngineServer(path, INFO)
+        self.loop = EngineLoop(self.rig.engine, self.server, lambda: self.now_s)
+        self.clients: list[Client] = []
+
+    def connect(self) -> Client:
+        client = Client(self.path)
+        self.clients.append(client)
+        self.loop.turn()
+        assert isinstance(client.receive()[0], Welcome)
+        return client
+
+    def turns(self, num_turns: int) -> None:
+        for _ in range(num_turns):
+            self.loop.turn()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(str(tmp_path / "engine.sock"))
+    yield world
+    for client in world.clients:
+        client.sock.close()
+    world.server.close()
+
+
+def outputs(frames: list[ToApi]) -> list[SequenceOutput]:
+    return [o for frame in frames if isinstance(frame, StepOutput) for o in frame.outputs]
+
+
+def tokens(frames: list[ToApi], seq_id: int) -> list[int]:
+    return [t for o in outputs(frames) if o.seq_id == seq_id for t in o.token_ids]
+
+
+def test_what_is_submitted_is_streamed_one_frame_a_step(world: World) -> None:
+    client = world.connect()
+    client.send(Submit([request(0), request(1, [4, 5])]))
+    world.turns(8)
+    frames = client.receive()
+    assert [len(f.outputs) for f in frames if isinstance(f, StepOutput)] == [2] * 8
+    assert tokens(frames, 0) == solo(request(0)).token_ids
+    assert tokens(frames, 1) == solo(request(1, [4, 5])).token_ids
+    assert outputs(frames)[-1].finish_reason == "length"
+    assert not world.rig.engine.has_work
+
+
+def test_each_api_gets_its_own_outputs(world: World) -> None:
+    a, b = world.connect(), world.connect()
+    a.send(Submit([request(7)]))
+    b.send(Submit([request(7, [4, 5])]))
+    world.turns(9)
+    assert tokens(a.receive(), 7) == solo(request(7)).token_ids
+    assert tokens(b.receive(), 7) == solo(request(7, [4, 5])).token_ids
+
+
+def test_an_abort_is_obeyed_before_the_next_step(world: World) -> None:
+    client = world.connect()
+    client.send(Submit([request(0, max_tokens=50)]))
+    world.turns(3)
+    client.send(Abort([0, 99]))
+    world.turns(1)
+    assert not world.rig.engine.has_work
+    assert len(tokens(client.receive(), 0)) == 3
+
+
+def test_a_lost_connection_takes_its_sequences_along(world: World) -> None:
+    a, b = world.connect(), world.connect()
+    a.send(Submit([request(0, max_tokens=50), request(1, max_tokens=50)]))
+    b.send(Submit([request(0)]))
+    world.turns(3)
+    a.sock.close()
+    world.turns(2)
+    assert set(world.rig.scheduler.sequences) == {(1, 0)}
+    world.turns(6)
+    assert tokens(b.receive(), 0) == solo(request(0)).token_ids
+    assert world.rig.blocks.num_used == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        with_header(b"\xc1"),
+        with_header(msgspec.msgpack.encode(["submit", [1, 2]])),
+        with_header(msgspec.msgpack.encode(["surprise"])),
+        with_header(msgspec.msgpack.encode(Submit([request(0, [])]))),
+        with_header(msgspec.msgpack.encode(Submit([request(0, [999])]))),
+        with_header(msgspec.msgpack.encode(Submit([request(0, [1] * 100)]))),
+        with_header(msgspec.msgpack.encode(Submit([request(0), request(0)]))),
+    ],
+    ids=["length", "msgpack", "schema", "tag", "empty", "vocabulary", "too long", "twice"],
+)
+def test_a_bad_frame_ends_its_connection_and_nothing_else(world: World, data: bytes) -> None:
+    bad, good = world.connect(), world.connect()
+    good.send(Submit([request(0)]))
+    bad.sock.sendall(data)
+    world.turns(9)
+    frames = bad.receive()
+    while frames:
+        frames = bad.receive()
+    assert tokens(good.receive(), 0) == solo(request(0)).token_ids
+    assert not world.rig.engine.has_work
+    assert world.server.owners == (1,)
+
+
+def test_silence_is_never_longer_than_a_heartbeat(world: World) -> None:
+    busy, idle = world.connect(), world.connect()
+    world.now_s = 10.0
+    world.turns(1)
+    busy.receive(), idle.receive()
+    busy.send(Submit([request(0, max_tokens=20)]))
+    for _ in range(4):
+        world.now_s += HEARTBEAT_S / 2
+        world.turns(1)
+    assert len(busy.receive()) == 4
+    beats = idle.receive()
+    assert [f.outputs for f in beats if isinstance(f, StepOutput)] == [[], []]
+    assert isinstance(beats[0], StepOutput)
+    assert beats[0].stats.num_running == 1
+
+
+def test_run_ends_when_told(world: World) -> None:
+    client = world.connect()
+    client.send(Submit([request(0)]))
+    answers = iter([False] * 3 + [True])
+    world.loop.run(lambda: next(answers))
+    assert len(tokens(client.receive(), 0)) == 3
+
+
+def test_a_request_survives_the_wire(world: World) -> None:
+    client = world.connect()
+    wanted = request(
+        3, choice=2, salt="x", stop=(6,), logprobs=0, prompt_logprobs=0, seed=2**64 - 1
+    )
+    client.send(Submit([wanted]))
+    world.turns(1)
+    ((_, seq),) = world.rig.scheduler.sequences.items()
+    assert (seq.choice, seq.cache_salt, seq.params) == (2, "x", wanted.params)
+    assert isinstance(wanted, SequenceRequest)
+    world.turns(8)
+    texts = outputs(client.receive())
+    first = texts[0].first
+    assert first is not None
+    assert solo(wanted).first == first
+    assert [o.logprobs[0] for o in texts if o.logprobs] == solo(wanted).logprobs

@@ -5,9 +5,13 @@ Results are written to `out`, in its dtype; the arithmetic is fp32. Nothing serv
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Epilogue = Literal["none", "gelu_tanh", "gelu_erf", "add"]
 
 
 def embed(token_ids: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor, residual: Tensor) -> None:
@@ -15,27 +19,28 @@ def embed(token_ids: Tensor, positions: Tensor, wte: Tensor, wpe: Tensor, residu
     residual.copy_(wte[token_ids].float() + wpe[positions].float())
 
 
-def layer_norm(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out: Tensor
-) -> None:
-    """residual += delta, then out = LayerNorm(residual)."""
-    if delta is not None:
-        residual += delta.float()
+def layer_norm(residual: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> None:
+    """out = LayerNorm(residual)."""
     out.copy_(F.layer_norm(residual, residual.shape[1:], weight.float(), bias.float(), eps))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, out: Tensor) -> None:
-    """out = activation(x @ weight.T + bias), activation one of none, gelu_tanh, gelu_erf."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue, out: Tensor) -> None:
+    """out = epilogue(x @ weight.T + bias); "add" adds to what `out` holds."""
     y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    if activation == "gelu_tanh":
+    if epilogue == "gelu_tanh":
         y = F.gelu(y, approximate="tanh")
-    elif activation == "gelu_erf":
+    elif epilogue == "gelu_erf":
         y = F.gelu(y)
+    elif epilogue == "add":
+        y = out + y
     out.copy_(y)
 
 
 def write_kv(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """K and V of `qkv` [num_tokens, 3 * n_embd] go to their slots of [blocks, heads, block_size, head_dim]."""
+    """K and V of `qkv` [num_tokens, 3 * n_embd] go to their slots.
+
+    The caches are [num_blocks, n_head, block_size, head_dim].
+    """
     _, n_head, block_size, head_dim = k_cache.shape
     _, k, v = qkv.view(-1, 3, n_head, head_dim).unbind(1)
     block_ids, offsets = slot_mapping // block_size, slot_mapping % block_size

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from kernels.cpu.arrays import Array, as_array
 from server.model.config import GPTConfig
 
 
@@ -23,6 +24,8 @@ class KVCache:
     v: tuple[Tensor, ...]
     num_blocks: int
     block_size: int
+    k_arrays: tuple[Array, ...] = field(repr=False)  # the same memory, for the CPU kernels
+    v_arrays: tuple[Array, ...] = field(repr=False)
 
     @staticmethod
     def allocate(
@@ -30,8 +33,10 @@ class KVCache:
     ) -> KVCache:
         """Memory that is not written yet: the system commits it as blocks are first used."""
         shape = (num_blocks, config.n_head, block_size, config.head_dim)
-        tensors = [torch.empty(shape, dtype=dtype) for _ in range(2 * config.n_layer)]
-        return KVCache(tuple(tensors[::2]), tuple(tensors[1::2]), num_blocks, block_size)
+        k = tuple(torch.empty(shape, dtype=dtype) for _ in range(config.n_layer))
+        v = tuple(torch.empty(shape, dtype=dtype) for _ in range(config.n_layer))
+        k_arrays, v_arrays = tuple(map(as_array, k)), tuple(map(as_array, v))
+        return KVCache(k, v, num_blocks, block_size, k_arrays, v_arrays)
 
     @staticmethod
     def bytes_per_block(config: GPTConfig, block_size: int, dtype: torch.dtype) -> int:

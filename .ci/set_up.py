@@ -3,6 +3,7 @@
     python3 .ci/set_up.py VENV TORCH      TORCH is auto, cpu or cuda
 """
 
+import ctypes
 import json
 import os
 import platform
@@ -57,6 +58,10 @@ def check_machine():
         stop(
             "%s has no venv module. On Debian and Ubuntu: sudo apt install python3-venv" % sys.executable
         )
+    try:
+        ctypes.CDLL("libgomp.so.1.0.0")  # numba's threads; the name it links
+    except OSError:
+        stop("the OpenMP runtime libgomp is missing. On Debian and Ubuntu: sudo apt install libgomp1")
 
 
 def make_venv(path):
@@ -74,7 +79,7 @@ def run(command, failure):
 
 def install(pip, arguments):
     run(
-        pip + ["install", "--quiet"] + CONSTRAINTS + arguments,
+        pip + ["install", "-qq"] + CONSTRAINTS + arguments,
         "pip could not install everything (its own message is above)",
     )
 
@@ -110,7 +115,7 @@ def cuda_packages_of(pip, arguments):
     """The CUDA packages that pip, with the machine's own settings, would install for torch."""
     with tempfile.TemporaryDirectory() as directory:
         report = os.path.join(directory, "report.json")
-        command = pip + ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", report]
+        command = pip + ["install", "-qq", "--dry-run", "--ignore-installed", "--report", report]
         run(command + CONSTRAINTS + arguments, "pip finds no torch for this machine")
         with open(report) as file:
             names = [item["metadata"]["name"].lower() for item in json.load(file)["install"]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from server import __version__
 from server.config import EngineConfig, GenerateConfig, ServeConfig
@@ -34,8 +35,8 @@ _HELP = {
     "seed": "equal seeds give equal text (default: drawn)",
     "kv_cache_gib": "size of the KV cache (default: room for full contexts, memory allowing)",
 }
+_GENERATE_ENGINE_FIELDS = ("model", "device", "dtype", "max_model_len")  # it runs one sequence
 _METAVARS = {str: "TEXT", int: "N", float: "X"}
-_C = TypeVar("_C", EngineConfig, GenerateConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,19 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output is gone; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(args: argparse.Namespace, started_at: float) -> int:
+    engine = EngineConfig(**_values(EngineConfig, args))
     if args.command == "serve":
         from server.serve import serve
 
-        config = ServeConfig(engine=_config(EngineConfig, args), **_values(ServeConfig, args))
+        config = ServeConfig(engine=engine, **_values(ServeConfig, args))
         set_up_logging("supervisor", config.log_format)
         return serve(config, started_at)
     if args.command == "generate":
         from server.generate import generate
 
-        return generate(_config(EngineConfig, args), _config(GenerateConfig, args), args.prompt)
+        return generate(engine, GenerateConfig(**_values(GenerateConfig, args)), args.prompt)
     if args.command == "warm-up":
         from server.generate import warm_up
 
@@ -84,7 +89,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     )
     generate.add_argument("prompt", help="the text to go on from")
     _add_fields(generate.add_argument_group("sampling"), GenerateConfig)
-    _add_fields(generate.add_argument_group("engine"), EngineConfig)
+    _add_fields(generate.add_argument_group("engine"), EngineConfig, _GENERATE_ENGINE_FIELDS)
     train = commands.add_parser("train", help="train a small GPT of your own")
     if first == ["train"]:
         _add_train_arguments(train)
@@ -105,10 +110,12 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run_training=training.run)
 
 
-def _add_fields(group: argparse._ArgumentGroup, config: type) -> None:
+def _add_fields(
+    group: argparse._ArgumentGroup, config: type, names: Collection[str] = _HELP
+) -> None:
     hints = typing.get_type_hints(config)
     for field in fields(config):
-        if field.name in _HELP:
+        if field.name in names:
             _add_flag(group, field.name, hints[field.name], field.default)
 
 
@@ -133,10 +140,9 @@ def _scalar(hint: Any) -> type:
 
 
 def _values(config: type, args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `config` that the command has flags for."""
     return {
-        field.name: getattr(args, field.name) for field in fields(config) if field.name in _HELP
+        field.name: getattr(args, field.name)
+        for field in fields(config)
+        if hasattr(args, field.name)
     }
-
-
-def _config(config: type[_C], args: argparse.Namespace) -> _C:
-    return config(**_values(config, args))

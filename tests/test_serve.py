@@ -1,0 +1,114 @@
+"""The whole system over a real socket: real processes, a tiny random model, real clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.serving import Server
+from tests.waiting import wait_for
+
+LONG = 16000  # tokens: a stream that is still running when a test looks at it
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir: Path) -> Iterator[Server]:
+    running = Server(tiny_model_dir)
+    try:
+        yield running.wait_ready()
+    finally:
+        running.clean_up()
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "Once upon a time", "max_tokens": 24, "seed": 7, **fields}
+
+
+def events(response: httpx.Response) -> Iterator[str]:
+    return (line[len("data: ") :] for line in response.iter_lines() if line)
+
+
+def text_of_stream(server: Server, **fields: Any) -> str:
+    with server.client.stream("POST", "/v1/completions", json=body(stream=True, **fields)) as got:
+        *chunks, last = events(got)
+    assert last == "[DONE]"
+    return "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
+
+
+def complete(server: Server, **fields: Any) -> str:
+    response = server.client.post("/v1/completions", json=body(**fields))
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["text"]
+    return text
+
+
+def test_equal_seeds_give_equal_text_streamed_or_not(server: Server) -> None:
+    text = complete(server)
+    assert text
+    assert text == complete(server) == text_of_stream(server)
+    assert text != complete(server, seed=8)
+
+
+def test_the_openai_client_completes_plain_and_streamed(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+    model = client.models.list().data[0].id
+    assert model == "tiny-gpt"
+    request: dict[str, Any] = {"model": model, **body()}
+    plain = client.completions.create(**request)
+    streamed = "".join(
+        chunk.choices[0].text for chunk in client.completions.create(**request, stream=True)
+    )
+    assert plain.choices[0].text == streamed
+    assert plain.usage is not None
+    assert plain.usage.completion_tokens == 24 or plain.choices[0].finish_reason == "stop"
+    client.close()
+
+
+def test_the_api_process_has_no_torch(server: Server) -> None:
+    complete(server)
+    assert "torch" not in Path(f"/proc/{server.pid_of('api 0')}/maps").read_text()
+    assert "torch" in Path(f"/proc/{server.pid_of('engine 0')}/maps").read_text()
+
+
+def test_a_client_that_goes_away_leaves_nothing_running(server: Server) -> None:
+    running = "vllm:num_requests_running"
+    request = body(max_tokens=LONG, ignore_eos=True)
+    with server.client.stream("POST", "/v1/completions", json={**request, "stream": True}) as got:
+        next(events(got))
+        wait_for(lambda: server.metric(running) == 1, "the stream is running")
+    wait_for(lambda: server.metric(running) == 0, "the stream's sequence is gone")
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/v1/completions", json=request, timeout=0.5)
+    wait_for(lambda: server.metric(running) == 0, "the plain request's sequence is gone")
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Server) -> None:
+    before = complete(server)
+    request = body(max_tokens=LONG, ignore_eos=True, stream=True)
+    with server.client.stream("POST", "/v1/completions", json=request) as got:
+        received = events(got)
+        next(received)
+        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        *_, last = received
+    assert json.loads(last)["error"]["message"]
+    wait_for(server.is_answering, "the engine is back", timeout_s=30)
+    assert complete(server) == before
+
+
+def test_a_killed_api_comes_back_and_no_connection_is_refused(server: Server) -> None:
+    before = complete(server)
+    os.kill(server.pid_of("api 0"), signal.SIGKILL)
+    # the listening socket is the supervisor's: this waits for the next api instead of failing
+    response = httpx.get(f"{server.address}/health", timeout=30)
+    assert response.status_code == 200
+    wait_for(server.is_answering, "the api has found the engine", timeout_s=30)
+    assert complete(server) == before
+    assert server.metric("vllm:num_requests_running") == 0

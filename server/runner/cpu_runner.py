@@ -1,0 +1,130 @@
+"""The runner of a CPU: applies a batch to its rows, runs the model, draws tokens and logprobs.
+
+`dispatch` runs the whole step and the handle only holds its result. A CPU has nothing to overlap a
+step with, and so steps run in the order of dispatch, whoever asks for results, and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cpu.logprobs import logprobs
+from kernels.cpu.sampler import sample
+from server.model.gpt import GPT
+from server.model.kv_cache import KVCache
+from server.runner.batch import StepBatch, StepResult
+from server.runner.rows import Array, Rows
+from server.runner.step_inputs import BuiltStep, build_step
+from server.sequence import TokenLogprobs
+
+# fp32 logits are made for as many rows at once as fit in here. All rows of a chunk of 512 with prompt
+# logprobs at 50,257 ids would be 98 MiB; 16 MiB (83 rows) keep the LM head's weights in use for long
+# enough that reading them again for each part costs under 2 %, and stay in a shared last-level cache.
+LOGITS_BYTES = 16 << 20
+
+
+class FinishedStep(NamedTuple):
+    """A step that has been run."""
+
+    step_result: StepResult
+
+    def result(self) -> StepResult:
+        return self.step_result
+
+
+class CpuRunner:
+    """Owns the rows; reads and writes the KV cache through the model. Not thread-safe.
+
+    `never_sampled_ids`: ids that no tokenizer entry has. A non-finite logit is never drawn either; a
+    row of nothing else gets the lowest id that may be drawn, and no other row is disturbed.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        kv_cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        never_sampled_ids: Iterable[int] = (),
+    ) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size)
+        self._block_tables = torch.from_numpy(self._rows.block_tables)
+        vocab_size = model.config.vocab_size
+        self._max_logit_rows = max(1, LOGITS_BYTES // (4 * vocab_size))
+        self._token_mask = np.zeros(vocab_size, np.float32)
+        self._token_mask[list(never_sampled_ids)] = -np.inf
+
+    def dispatch(self, batch: StepBatch) -> FinishedStep:
+        """Run a step to its end."""
+        for new_row in batch.new_rows:
+            self._rows.fill(new_row)
+        for new_blocks in batch.new_blocks:
+            self._rows.write_blocks(new_blocks)
+        result = StepResult([], {}, {})
+        if batch.scheduled:
+            self._run(build_step(batch.scheduled, self._rows, self._block_tables), result)
+        return FinishedStep(result)
+
+    @torch.inference_mode()
+    def _run(self, step: BuiltStep, result: StepResult) -> None:
+        hidden = self._model.forward(step.inputs, self._kv_cache)
+        for row, position, count, first_index in step.prefills:
+            params = self._rows.params[row]
+            if params is not None and params.prompt_logprobs is not None:
+                last = min(position + count, int(self._rows.num_prompt_tokens[row]) - 1)
+                targets = self._rows.token_ids[row, position + 1 : last + 1].astype(np.int64)
+                result.prompt_logprobs[row] = self._prompt_logprobs(
+                    hidden[first_index : first_index + len(targets)],
+                    targets,
+                    params.prompt_logprobs,
+                )
+        for first in range(0, len(step.sampling_rows), self._max_logit_rows):
+            part = slice(first, first + self._max_logit_rows)
+            index = torch.from_numpy(step.sampling_index[part])
+            logits = self._model.logits(hidden[index]).numpy()
+            self._sample(logits, step.sampling_rows[part], result)
+
+    def _sample(self, logits: Array, rows: list[int], result: StepResult) -> None:
+        row_ids = np.array(rows, np.int32)
+        edits = self._rows.edits_of(rows)
+        token_ids = sample(logits, self._token_mask, row_ids, self._rows.sampling, edits)
+        self._rows.append(row_ids, token_ids)
+        result.token_ids += token_ids.tolist()
+        num_top = {
+            i: asked for i, row in enumerate(rows) if (asked := self._asked(row)) is not None
+        }
+        if num_top:
+            index = list(num_top)
+            found = _token_logprobs(logits[index], token_ids[index], list(num_top.values()))
+            result.logprobs.update(zip(row_ids[index].tolist(), found, strict=True))
+
+    def _asked(self, row: int) -> int | None:
+        params = self._rows.params[row]
+        return None if params is None else params.logprobs
+
+    def _prompt_logprobs(self, hidden: Tensor, targets: Array, num_top: int) -> list[TokenLogprobs]:
+        found: list[TokenLogprobs] = []
+        for first in range(0, len(targets), self._max_logit_rows):
+            part = slice(first, first + self._max_logit_rows)
+            logits = self._model.logits(hidden[part]).numpy()
+            found += _token_logprobs(logits, targets[part], [num_top] * len(logits))
+        return found
+
+
+def _token_logprobs(logits: Array, token_ids: Array, num_top: list[int]) -> list[TokenLogprobs]:
+    """`num_top`: how many top ones each row asks for."""
+    chosen, top_ids, top_values = logprobs(logits, token_ids, min(max(num_top), logits.shape[1]))
+    return [
+        TokenLogprobs(value, ids[:num], values[:num])
+        for value, ids, values, num in zip(
+            chosen.tolist(), top_ids.tolist(), top_values.tolist(), num_top, strict=True
+        )
+    ]

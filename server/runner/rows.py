@@ -1,0 +1,111 @@
+"""The stable rows of a CPU runner: token ids, block tables and sampling parameters, by row.
+
+Knows no scheduler and no model. What a row held before it was refilled is never read again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.sampling_rows import LogitEdits, SamplingRows
+from server.runner.batch import NewBlocks, NewRow
+from server.sequence import SamplingParams
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_PARAMS_TYPES = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "repetition_penalty": np.float32,
+}
+
+
+class RowEdits:
+    """What is added to single logits of one row: logit_bias, and -inf while min_tokens forbids an end."""
+
+    def __init__(self, params: SamplingParams, num_prompt_tokens: int) -> None:
+        self.bias_ids = np.array([token for token, _ in params.logit_bias], np.int32)
+        self.bias_values = np.array([value for _, value in params.logit_bias], np.float32)
+        eos = () if params.eos_token_id is None else (params.eos_token_id,)
+        banned = np.array(sorted({*eos, *params.stop_token_ids}), np.int32)
+        self.banned_below = num_prompt_tokens + params.min_tokens
+        self.early_ids = np.concatenate((self.bias_ids, banned))
+        self.early_values = np.concatenate(
+            (self.bias_values, np.full(len(banned), -np.inf, np.float32))
+        )
+
+    def at(self, num_tokens: int) -> tuple[Array, Array]:
+        """Token ids and what is added to their logits, for the draw after `num_tokens` tokens."""
+        if num_tokens < self.banned_below:
+            return self.early_ids, self.early_values
+        return self.bias_ids, self.bias_values
+
+
+class Rows:
+    """`max_num_seqs` rows. Arrays are public: the step's inputs are gathered from them."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, np.int32)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self.params: list[SamplingParams | None] = [None] * max_num_seqs
+        self._edits: dict[int, RowEdits] = {}
+        self._no_starts = np.zeros(max_num_seqs + 1, np.int32)
+        self.sampling = SamplingRows(
+            token_ids=self.token_ids,
+            num_tokens=self.num_tokens,
+            num_prompt_tokens=self.num_prompt_tokens,
+            choice=np.zeros(max_num_seqs, np.int32),
+            seed=np.zeros(max_num_seqs, np.int64),
+            **{name: np.zeros(max_num_seqs, dtype) for name, dtype in _PARAMS_TYPES.items()},
+        )
+
+    def fill(self, new: NewRow) -> None:
+        row, params = new.row, new.params
+        self.token_ids[row, : len(new.token_ids)] = new.token_ids
+        self.num_tokens[row] = len(new.token_ids)
+        self.num_prompt_tokens[row] = new.num_prompt_tokens
+        self.params[row] = params
+        self.sampling.choice[row] = new.choice
+        self.sampling.seed.view(np.uint64)[row] = params.seed
+        for name in _PARAMS_TYPES:
+            getattr(self.sampling, name)[row] = getattr(params, name)
+        self._edits.pop(row, None)
+        if params.logit_bias or params.min_tokens:
+            self._edits[row] = RowEdits(params, new.num_prompt_tokens)
+
+    def write_blocks(self, new: NewBlocks) -> None:
+        end = new.start + len(new.block_ids)
+        self.block_tables[new.row, new.start : end] = new.block_ids
+
+    def append(self, row_ids: Array, token_ids: Array) -> None:
+        """One sampled token to each of the rows."""
+        self.token_ids[row_ids, self.num_tokens[row_ids]] = token_ids
+        self.num_tokens[row_ids] += 1
+
+    def edits_of(self, row_ids: list[int]) -> LogitEdits:
+        """The edits of the next draw of each row."""
+        if self._edits.keys().isdisjoint(row_ids):
+            none = self.block_tables[:0, 0]  # int32, empty
+            starts = self._no_starts[: len(row_ids) + 1]
+            return LogitEdits(starts, none, none.view(np.float32))
+        edits = [
+            self._edits[row].at(int(self.num_tokens[row])) if row in self._edits else None
+            for row in row_ids
+        ]
+        starts = np.zeros(len(row_ids) + 1, np.int32)
+        np.cumsum([0 if edit is None else len(edit[0]) for edit in edits], out=starts[1:])
+        present = [edit for edit in edits if edit is not None]
+        return LogitEdits(
+            starts,
+            np.concatenate([ids for ids, _ in present]),
+            np.concatenate([values for _, values in present]),
+        )

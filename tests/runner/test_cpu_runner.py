@@ -1,0 +1,174 @@
+"""What the runner draws and reports, through the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from server.model.gpt import GPT
+from server.model.kv_cache import KVCache
+from server.runner import cpu_runner
+from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch
+from server.runner.cpu_runner import CpuRunner
+from server.runner.rows import Rows
+from server.runner.step_inputs import build_step
+from server.sequence import SamplingParams
+from tests.runner.rig import NEVER_SAMPLED, load_tiny, make_request, make_rig
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> GPT:
+    return load_tiny(tiny_model_dir, torch.float32)
+
+
+def test_never_sampled_ids_are_never_sampled(model: GPT) -> None:
+    """Without the mask 22 of 320 nearly equal ids would come up in 1,280 draws about 88 times."""
+    requests = [make_request(i, temperature=2.0, max_tokens=64) for i in range(20)]
+    drawn = [token for answer in make_rig(model).run(requests) for token in answer.token_ids]
+    assert len(drawn) == 1280
+    assert not set(drawn) & set(NEVER_SAMPLED)
+    assert len(set(drawn)) > 200
+
+
+def test_min_tokens_keeps_the_end_away_until_then(model: GPT) -> None:
+    likely_end = {"eos_token_id": 297, "logit_bias": ((297, 100.0),)}
+    rig = make_rig(model)
+    ended, later = rig.run(
+        [make_request(0, **likely_end), make_request(1, min_tokens=5, **likely_end)]
+    )
+    assert ended.token_ids == [297]
+    assert later.token_ids[5:] == [297]
+    assert 297 not in later.token_ids[:5]
+    assert later.finish_reason == "stop"
+
+
+def test_min_tokens_covers_stop_token_ids(model: GPT) -> None:
+    answer = make_rig(model).run_alone(
+        make_request(0, min_tokens=3, stop_token_ids=(9,), logit_bias=((9, 100.0),))
+    )
+    assert answer.token_ids[3:] == [9]
+    assert 9 not in answer.token_ids[:3]
+
+
+def test_logit_bias_forces_and_forbids(model: GPT) -> None:
+    forced = make_rig(model).run_alone(make_request(0, logit_bias=((123, 100.0),)))
+    assert set(forced.token_ids) == {123}
+    greedy = make_rig(model).run_alone(make_request(1, temperature=0.0, max_tokens=1))
+    banned = make_rig(model).run_alone(
+        make_request(1, temperature=0.0, max_tokens=1, logit_bias=((greedy.token_ids[0], -100.0),))
+    )
+    assert banned.token_ids != greedy.token_ids
+
+
+def test_logprobs_are_of_the_raw_logits(model: GPT) -> None:
+    """Bias, penalties and temperature change what is drawn, not what is reported."""
+    plain = make_request(3, max_tokens=1, logprobs=20, temperature=0.0)
+    changed = make_request(
+        3, max_tokens=1, logprobs=20, temperature=1.7, logit_bias=((44, 100.0),), presence_penalty=2
+    )
+    one, other = (make_rig(model).run_alone(request) for request in (plain, changed))
+    assert one.logprobs[0].top_logprobs == other.logprobs[0].top_logprobs
+    assert one.logprobs[0].top_ids == other.logprobs[0].top_ids
+    assert one.logprobs[0].logprob == one.logprobs[0].top_logprobs[0]
+    assert other.token_ids == [44]
+
+
+def test_prompt_logprobs_equal_log_softmax(model: GPT, tiny_model_dir: Path) -> None:
+    """Against transformers' GPT-2 in float64: what the definition says, not what we compute."""
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tiny_model_dir).double().eval()
+    request = make_request(2, 50, prompt_logprobs=4, max_tokens=0)
+    with torch.no_grad():
+        logits = reference(torch.tensor([request.prompt_ids])).logits[0]
+    values = torch.log_softmax(logits, dim=-1)
+    answer = make_rig(model).run_alone(request)
+    assert answer.token_ids == []
+    assert answer.prompt_logprobs is not None
+    assert len(answer.prompt_logprobs) == 49
+    for position, found in enumerate(answer.prompt_logprobs, start=1):
+        row = values[position - 1]
+        expected = [row[token].item() for token in [request.prompt_ids[position], *found.top_ids]]
+        np.testing.assert_allclose([found.logprob, *found.top_logprobs], expected, atol=2e-4)
+        assert found.top_logprobs[0] >= row.max().item() - 2e-4
+
+
+def test_prompt_logprobs_do_not_depend_on_how_many_logits_fit(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(2, 60, prompt_logprobs=4, logprobs=2)
+    whole = make_rig(model).run_alone(request)
+    monkeypatch.setattr(cpu_runner, "LOGITS_BYTES", 7 * 4 * 320)
+    assert make_rig(model).run_alone(request) == whole
+
+
+def test_ids_survive_a_refill_of_their_row(model: GPT) -> None:
+    """A short sequence in the row of a long one with edits and penalties: nothing of it stays."""
+    rig = make_rig(model, max_num_seqs=1)
+    rig.run_alone(make_request(0, 60, logit_bias=((1, 50.0),), repetition_penalty=2.0))
+    short = make_request(1, 5, temperature=0.0)
+    assert rig.run_alone(short) == make_rig(model).run_alone(short)
+
+
+class PoisonedModel:
+    """Gives one sequence's hidden row NaN for logits."""
+
+    def __init__(self, model: GPT, bad_row: int) -> None:
+        self.config = model.config
+        self.forward = model.forward
+        self._model = model
+        self._bad_row = bad_row
+
+    def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
+        logits = self._model.logits(hidden_rows)
+        logits[self._bad_row] = float("nan")
+        return logits
+
+
+def test_a_row_of_nan_logits_disturbs_no_other(model: GPT) -> None:
+    def step(used: object) -> tuple[list[int], dict[int, float]]:
+        kv_cache = KVCache.allocate(model.config, 30, 8, torch.float32)
+        runner = CpuRunner(used, kv_cache, max_num_seqs=3, max_model_len=40)  # type: ignore[arg-type]
+        params = SamplingParams(max_tokens=5, seed=3, logprobs=1)
+        result = runner.dispatch(
+            StepBatch(
+                0,
+                [NewRow(row, [7, 8, 9 + row], 3, 0, params) for row in range(3)],
+                [NewBlocks(row, 0, [10 - row]) for row in range(3)],
+                [ScheduledRow(row, 0, 3, True) for row in range(3)],
+            )
+        ).result()
+        return result.token_ids, {row: found.logprob for row, found in result.logprobs.items()}
+
+    (tokens, values), (poisoned_tokens, poisoned_values) = step(model), step(PoisonedModel(model, 1))
+    assert poisoned_tokens == [tokens[0], 0, tokens[2]]
+    assert poisoned_values == {0: values[0], 1: float("-inf"), 2: values[2]}
+
+
+def test_a_range_is_cut_at_the_prompt_end() -> None:
+    """Row 1: prompt 4, computed 2 of 7; row 0: its prompt done; row 2: a chunk inside its prompt."""
+    rows = Rows(3, 16, 4)
+    params = SamplingParams(max_tokens=9, seed=0)
+    for row, num_tokens, num_prompt in ((0, 9, 8), (1, 7, 4), (2, 12, 12)):
+        rows.fill(NewRow(row, [100 * row + i for i in range(num_tokens)], num_prompt, 0, params))
+        rows.write_blocks(NewBlocks(row, 0, [10 * row + 1, 10 * row + 5, 10 * row + 3]))
+    step = build_step(
+        [ScheduledRow(1, 2, 5, True), ScheduledRow(0, 8, 1, True), ScheduledRow(2, 3, 2, False)],
+        rows,
+        torch.from_numpy(rows.block_tables),
+    )
+    inputs = step.inputs
+    assert inputs.token_ids.tolist() == [102, 103, 203, 204, 104, 105, 106, 8]
+    assert inputs.positions.tolist() == [2, 3, 3, 4, 4, 5, 6, 8]
+    assert inputs.slot_mapping.tolist() == [46, 47, 87, 100, 60, 61, 62, 12]
+    assert inputs.num_prefill_tokens == 4
+    assert inputs.cu_seqlens_q.tolist() == [0, 2, 4]
+    assert inputs.prefill_seq_lens.tolist() == [4, 5]
+    assert inputs.prefill_rows.tolist() == [1, 2]
+    assert inputs.seq_lens.tolist() == [5, 6, 7, 9]
+    assert inputs.decode_rows.tolist() == [1, 1, 1, 0]
+    assert step.sampling_rows == [1, 0]
+    assert step.sampling_index.tolist() == [6, 7]
+    assert step.prefills == [(1, 2, 2, 0), (2, 3, 2, 2)]

@@ -1,0 +1,130 @@
+"""A sequence's tokens and logprobs are the same bits whatever else runs, and however it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.model.gpt import GPT
+from server.sequence import SequenceRequest
+from tests.runner.rig import DTYPES, Answer, load_tiny, make_request, make_rig
+
+PARAMS = (
+    {"temperature": 0.0, "logprobs": 2},
+    {"logprobs": 0, "prompt_logprobs": 3},
+    {"temperature": 1.4, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "logprobs": 5},
+    {
+        "temperature": 0.8,
+        "presence_penalty": 0.6,
+        "frequency_penalty": 0.4,
+        "repetition_penalty": 1.3,
+        "logit_bias": ((5, 3.0), (17, -100.0)),
+        "logprobs": 1,
+    },
+    {"temperature": 0.0, "repetition_penalty": 1.8, "min_tokens": 6, "eos_token_id": 297},
+)
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> GPT:
+    return load_tiny(tiny_model_dir, request.param)
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[SequenceRequest]:
+    """Sixteen, of prompt lengths on, before and after block borders, each kind of parameters."""
+    return [
+        make_request(i, (1, 7, 8, 9, 23, 40, 64)[i % 7], **PARAMS[i % len(PARAMS)])
+        for i in range(16)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(model: GPT, requests: list[SequenceRequest]) -> list[Answer]:
+    """Each in an engine of its own."""
+    return [make_rig(model).run_alone(request) for request in requests]
+
+
+def test_answers_are_what_was_asked_for(
+    alone: list[Answer], requests: list[SequenceRequest]
+) -> None:
+    for answer, request in zip(alone, requests, strict=True):
+        params = request.params
+        assert len(answer.token_ids) == 12
+        assert answer.finish_reason == "length"
+        assert len(answer.logprobs) == (0 if params.logprobs is None else 12)
+        assert all(len(entry.top_ids) == params.logprobs for entry in answer.logprobs)
+        if params.prompt_logprobs is not None:
+            assert answer.prompt_logprobs is not None
+            assert len(answer.prompt_logprobs) == len(request.prompt_ids) - 1
+    assert len({tuple(answer.token_ids) for answer in alone}) == len(alone)
+
+
+def test_in_a_batch_of_sixteen(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    assert make_rig(model).run(requests) == alone
+
+
+@pytest.mark.parametrize("num_tokens", [3, 17])
+def test_chunked(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer], num_tokens: int
+) -> None:
+    rig = make_rig(model, max_num_seqs=3, max_num_batched_tokens=num_tokens)
+    assert rig.run(requests) == alone
+
+
+def test_in_chunks_of_one(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    rig = make_rig(model, max_num_seqs=1, max_num_batched_tokens=1)
+    assert rig.run(requests) == alone
+
+
+def test_after_preemption(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    rig = make_rig(model, num_blocks=18, max_num_batched_tokens=50)
+    assert rig.run(requests) == alone
+    assert rig.engine.stats().num_preemptions >= 3
+
+
+def test_with_a_prefix_hit(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    rig = make_rig(model)
+    rig.run(requests)
+    assert rig.run(requests) == alone
+    for request in requests:
+        reads_cache = request.params.prompt_logprobs is None and len(request.prompt_ids) > 8
+        assert (rig.num_cached_tokens[request.seq_id] > 0) == reads_cache
+
+
+def test_choices_alone_and_among_siblings(model: GPT) -> None:
+    """n = 4 of one prompt in a list of three prompts; each choice again on its own."""
+    requests = [
+        make_request(
+            4 * prompt + choice, 21, choice=choice, prompt_seed=prompt, seed=5, logprobs=1
+        )
+        for prompt in range(3)
+        for choice in range(4)
+    ]
+    together = make_rig(model).run(requests)
+    assert together == [make_rig(model).run_alone(request) for request in requests]
+    assert len({tuple(answer.token_ids) for answer in together}) == 12, "choices differ"
+
+
+def test_blocks_of_another_size(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    assert make_rig(model, block_size=32, num_blocks=100).run(requests) == alone
+
+
+def test_the_two_dtypes_really_differ(tiny_model_dir: Path) -> None:
+    answers = [
+        make_rig(load_tiny(tiny_model_dir, dtype)).run_alone(make_request(1, logprobs=0))
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert answers[0].logprobs != answers[1].logprobs

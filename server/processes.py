@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from server.config import EngineConfig, ServeConfig
@@ -45,14 +46,28 @@ def _set_title(name: str) -> None:
     setproctitle(f"continuo: {name}")
 
 
-def engine_socket(runtime_dir: str) -> Path:
-    return Path(runtime_dir) / "engine-0.sock"
-
-
 def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:
-    raise NotImplementedError
+    gc.disable()  # until all is loaded: importing torch alone would start dozens of collections
+    from server.assembly import assemble
+    from server.engine.loop import EngineLoop
+    from server.ipc.server import EngineServer
+    from server.tokenizer import load_tokenizer
+
+    assembled = assemble(config.engine, load_tokenizer(config.engine.model))
+    for line in assembled.lines:
+        _log.info("%s", line)
+    loop = EngineLoop(assembled.engine, EngineServer(_engine_socket(told), assembled.info))
+    gc.freeze()  # what is loaded stays: no collection walks it between two steps
+    gc.enable()
+    lifeline.ready()
+    loop.run(lambda: False)  # until SIGTERM, which finds nothing worth saving in here
 
 
 def _run_api(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:
-    listener = socket.socket(fileno=told["listen_fd"])
-    raise NotImplementedError
+    from server.api.process import run_api
+
+    run_api(config, _engine_socket(told), socket.socket(fileno=told["listen_fd"]), lifeline.ready)
+
+
+def _engine_socket(told: dict[str, Any]) -> str:
+    return os.path.join(told["runtime_dir"], "engine-0.sock")

@@ -1,0 +1,55 @@
+"""Puts an engine together: tokenizer's gaps, runner, blocks, scheduler. Imports torch and numba."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.config import EngineConfig
+from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine
+from server.engine.prefix_cache import PrefixCache
+from server.engine.scheduler import Scheduler
+from server.errors import ModelError
+from server.ipc.frames import EngineInfo
+from server.model.config import read_config
+from server.runner.load import LoadedRunner, build_runner
+from server.startup import available_cores
+from server.tokenizer import Tokenizer
+
+
+class Assembled(NamedTuple):
+    engine: Engine
+    info: EngineInfo
+    lines: list[str]  # what was chosen and why, for people
+
+
+def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
+    """`config.model` is a directory, `tokenizer` the one in it. Raises ConfigError."""
+    vocab_size = read_config(config.model).vocab_size
+    if tokenizer.num_tokens > vocab_size:
+        raise ModelError(
+            f"{config.model}: the tokenizer has {tokenizer.num_tokens} tokens, more than the "
+            f"vocab_size {vocab_size} of config.json."
+        )
+    gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
+    loaded = build_runner(config, gaps, available_cores())
+    scheduler = Scheduler(
+        BlockManager(loaded.num_blocks, PrefixCache(config.block_size)),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=loaded.max_model_len,
+    )
+    return Assembled(Engine(scheduler, loaded.runner, loaded.vocab_size), _info(loaded), loaded.lines)
+
+
+def _info(loaded: LoadedRunner) -> EngineInfo:
+    return EngineInfo(
+        max_model_len=loaded.max_model_len,
+        vocab_size=loaded.vocab_size,
+        max_num_seqs=loaded.config.max_num_seqs,
+        block_size=loaded.config.block_size,
+        num_blocks=loaded.num_blocks,
+        device=loaded.config.device,
+        dtype=loaded.config.dtype,
+        system_fingerprint=loaded.system_fingerprint,
+    )

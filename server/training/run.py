@@ -126,9 +126,7 @@ def train(
 
 
 def train_briefly(config: TrainConfig, compute: Compute, data: Data, stop: StopSignal) -> float:
-    """A trial of the grid: nothing is saved. Returns bits per byte at its end (or where it was
-    stopped).
-    """
+    """A trial of the grid: nothing is saved. Returns bits per byte at its end; NaN if stopped."""
     sampler = WindowSampler(data.tokens, config.context, config.batch_size, config.seed)
     reporter = ProgressReporter(config.steps, config.tokens_per_step)
     trainer = Trainer(config, compute, sampler, data.held_out, reporter, None, stop)

@@ -22,6 +22,7 @@ from server.training.checkpoint import (
 from server.training.config import TrainConfig
 from server.training.data import WindowSampler
 from server.training.device import Compute
+from server.training.errors import TrainingError
 from server.training.evaluate import HeldOut, bits_per_byte
 from server.training.model import GPT, init_weights
 from server.training.optimizer import build_optimizers, set_lr
@@ -67,6 +68,11 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         saved, progress = read_meta(checkpoint)
         check_same_run(saved, self.config)
+        if progress.step > self.config.steps:
+            raise TrainingError(
+                f"cannot resume: the checkpoint is at step {progress.step}, "
+                f"beyond --steps {self.config.steps}"
+            )
         load_weights(checkpoint, self.model)
         load_optimizers(checkpoint, self.model, self.optimizers)
         self.progress = progress

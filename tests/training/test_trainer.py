@@ -124,6 +124,14 @@ def test_another_run_cannot_resume(
         trainer.resume(list_checkpoints(tmp_path)[-1])
 
 
+def test_a_run_cannot_go_back(compute: Compute, data: Data, tmp_path: Path) -> None:
+    config = replace(TINY, steps=2)
+    make_trainer(config, compute, data, tmp_path).run(eval_every=1000, save_every=1000)
+    trainer = make_trainer(replace(config, steps=1), compute, data, tmp_path)
+    with pytest.raises(TrainingError, match="checkpoint is at step 2, beyond --steps 1"):
+        trainer.resume(list_checkpoints(tmp_path)[-1])
+
+
 def test_a_damaged_checkpoint_is_named(compute: Compute, data: Data, tmp_path: Path) -> None:
     config = replace(TINY, steps=1)
     make_trainer(config, compute, data, tmp_path).run(eval_every=1000, save_every=1000)

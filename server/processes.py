@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from typing import Any
 
 from server.config import EngineConfig, ServeConfig
@@ -15,6 +16,9 @@ from server.lifeline import Lifeline
 from server.logs import set_up_logging
 
 _log = logging.getLogger(__name__)
+
+_SLOW_START_S = 5.0
+_SLOW_START = "still starting: the first start compiles the CPU kernels, which takes half a minute"
 
 
 def main() -> None:
@@ -53,7 +57,11 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     from server.ipc.server import EngineServer
     from server.tokenizer import load_tokenizer
 
+    notice = threading.Timer(_SLOW_START_S, _log.info, [_SLOW_START])
+    notice.daemon = True
+    notice.start()
     assembled = assemble(config.engine, load_tokenizer(config.engine.model))
+    notice.cancel()
     for line in assembled.lines:
         _log.info("%s", line)
     loop = EngineLoop(assembled.engine, EngineServer(_engine_socket(told), assembled.info))

@@ -65,7 +65,8 @@ def edited_logits(
     repetition = rows.repetition_penalty[row]
     x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
     x = x - rows.frequency_penalty[row] * counts.float()
-    return x - rows.presence_penalty[row] * (counts > 0).float()
+    penalised: Tensor = x - rows.presence_penalty[row] * (counts > 0).float()
+    return penalised
 
 
 def kept_ids(z: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

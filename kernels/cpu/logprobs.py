@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from kernels.cpu.fixed_point import WEIGHT_ONE, exp_weights, total_units
 from kernels.cpu.order import argmax, count_from
+from kernels.cpu.sampler import IDS_PER_WORKER
 
 _LIMIT = np.float32(1e30)
 _NEG_INF = np.float32(-np.inf)
 _CHUNK = 64
-_IDS_PER_WORKER = 1 << 16  # as in sampler.py
 
 
 @njit(cache=True, nogil=True)
@@ -110,7 +110,7 @@ def logprobs(
     chosen = np.empty(num_rows, np.float32)
     top_ids = np.empty((num_rows, num_top), np.int32)
     top_values = np.empty((num_rows, num_top), np.float32)
-    num_workers = min(get_num_threads(), num_rows, 1 + logits.size // _IDS_PER_WORKER)
+    num_workers = min(get_num_threads(), num_rows, 1 + logits.size // IDS_PER_WORKER)
     if num_workers <= 1:
         _logprobs_every(0, 1, logits, token_ids, chosen, top_ids, top_values)
     else:

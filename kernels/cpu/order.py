@@ -21,19 +21,21 @@ _CHUNK = 256
 @njit(cache=True, nogil=True)
 def float_key(value: np.float32) -> np.int32:
     bits = np.float32(value).view(np.int32)
-    return np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _MAGNITUDE))
+    key: np.int32 = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _MAGNITUDE))
+    return key
 
 
 @njit(cache=True, nogil=True)
 def key_float(key: np.int32) -> np.float32:
     bits = np.int32(key ^ np.int32(np.int32(key >> _SIGN_SHIFT) & _MAGNITUDE))
-    return np.int32(bits).view(np.float32)
+    value: np.float32 = np.int32(bits).view(np.float32)
+    return value
 
 
 @njit(cache=True, nogil=True)
 def _max_key(bits: NDArray[np.int32]) -> np.int32:
     # Integers: LLVM vectorises a float maximum only when told that there are no NaNs.
-    best = _MIN_KEY
+    best: np.int32 = _MIN_KEY
     for i in range(bits.shape[0]):
         key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> _SIGN_SHIFT) & _MAGNITUDE))
         best = max(best, key)

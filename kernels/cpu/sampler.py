@@ -40,7 +40,7 @@ _LIMIT = np.float32(1e30)  # x * (1 / temperature) stays finite
 _NEG_INF = np.float32(-np.inf)
 _CHUNK = 512  # ids whose noise is made at once: 2 KiB of counters
 _GROUPS = _CHUNK // 4
-_IDS_PER_WORKER = 1 << 16  # 50-100 us of work; waking a second thread costs 10, more on busy cores
+IDS_PER_WORKER = 1 << 16  # 50-100 us of work; waking a second thread costs 10, more on busy cores
 _MAX_NOISE = np.float32(22.88)
 _LOG2_E = np.float32(1.4426950408889634)
 _EXPONENT_STEP = np.float32(2.0**-23)
@@ -59,7 +59,8 @@ def _load_row(
 
 @njit(cache=True, nogil=True)
 def _cut(value: np.float32) -> np.float32:
-    return np.float32(min(max(value, -_LIMIT), _LIMIT))
+    cut: np.float32 = min(max(value, -_LIMIT), _LIMIT)
+    return cut
 
 
 @njit(cache=True, nogil=True)
@@ -138,7 +139,8 @@ def _threshold(
 def gumbel_noise(word: np.uint32) -> np.float32:
     """Finite for every word: v lies in [2**-33, 1 - 2**-33], which float64 holds exactly."""
     v = (np.float64(word) + 0.5) * 2.0**-32
-    return np.float32(-math.log(-math.log1p(-v)))
+    noise: np.float32 = np.float32(-math.log(-math.log1p(-v)))
+    return noise
 
 
 @njit(cache=True, nogil=True)
@@ -285,7 +287,7 @@ def sample(
     are never drawn; row_ids int32 [num_rows]: where each row's parameters stand in `rows`.
     """
     sampled = np.empty(logits.shape[0], np.int64)
-    num_workers = min(get_num_threads(), logits.shape[0], 1 + logits.size // _IDS_PER_WORKER)
+    num_workers = min(get_num_threads(), logits.shape[0], 1 + logits.size // IDS_PER_WORKER)
     if num_workers == 1:
         _sample_every(0, 1, logits, token_mask, row_ids, rows, edits, sampled)
     else:

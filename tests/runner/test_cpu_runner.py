@@ -142,7 +142,10 @@ def test_a_row_of_nan_logits_disturbs_no_other(model: GPT) -> None:
         ).result()
         return result.token_ids, {row: found.logprob for row, found in result.logprobs.items()}
 
-    (tokens, values), (poisoned_tokens, poisoned_values) = step(model), step(PoisonedModel(model, 1))
+    (tokens, values), (poisoned_tokens, poisoned_values) = (
+        step(model),
+        step(PoisonedModel(model, 1)),
+    )
     assert poisoned_tokens == [tokens[0], 0, tokens[2]]
     assert poisoned_values == {0: values[0], 1: float("-inf"), 2: values[2]}
 

@@ -76,16 +76,12 @@ def test_chunked(
     assert rig.run(requests) == alone
 
 
-def test_in_chunks_of_one(
-    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
-) -> None:
+def test_in_chunks_of_one(model: GPT, requests: list[SequenceRequest], alone: list[Answer]) -> None:
     rig = make_rig(model, max_num_seqs=1, max_num_batched_tokens=1)
     assert rig.run(requests) == alone
 
 
-def test_after_preemption(
-    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
-) -> None:
+def test_after_preemption(model: GPT, requests: list[SequenceRequest], alone: list[Answer]) -> None:
     rig = make_rig(model, num_blocks=18, max_num_batched_tokens=50)
     assert rig.run(requests) == alone
     assert rig.engine.stats().num_preemptions >= 3
@@ -105,9 +101,7 @@ def test_with_a_prefix_hit(
 def test_choices_alone_and_among_siblings(model: GPT) -> None:
     """n = 4 of one prompt in a list of three prompts; each choice again on its own."""
     requests = [
-        make_request(
-            4 * prompt + choice, 21, choice=choice, prompt_seed=prompt, seed=5, logprobs=1
-        )
+        make_request(4 * prompt + choice, 21, choice=choice, prompt_seed=prompt, seed=5, logprobs=1)
         for prompt in range(3)
         for choice in range(4)
     ]

@@ -1,0 +1,88 @@
+"""The name of everything that a completion's bytes depend on besides the request.
+
+Equal fingerprint, equal seed, equal request: equal bytes. Threads, batch limits and block size are
+left out, because they change none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+import kernels
+import server.model
+
+_PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy")
+# Everything of a model directory that may be read: weights, config and tokenizer.
+_MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
+_READ_BYTES = 1 << 20
+
+
+def system_fingerprint(
+    model_dir: Path, dtype: str, never_sampled_ids: Iterable[int], cpu: dict[str, str] | None = None
+) -> str:
+    """`fp_` and 16 hex digits. Reads every weight file whole: about 0.6 s for a GB with SHA extensions.
+
+    `cpu`: as of `host_cpu`, which is the default.
+    """
+    facts = {
+        "model": {path.name: file_sha256(path) for path in _model_files(model_dir)},
+        "dtype": dtype,
+        "never_sampled": sorted(never_sampled_ids),
+        "cpu": host_cpu() if cpu is None else cpu,
+        "versions": _versions(),
+        "sources": _sources_sha256(),
+    }
+    return "fp_" + _sha256_of(facts)[:16]
+
+
+def host_cpu() -> dict[str, str]:
+    """What LLVM compiles our CPU kernels for: the choice of vector width and instructions."""
+    return {
+        "name": llvm.get_host_cpu_name(),
+        "features": llvm.get_host_cpu_features().flatten(),
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content. Lets other threads run meanwhile."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _sha256_of(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _model_files(model_dir: Path) -> list[Path]:
+    return sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_SUFFIXES)
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            installed[package] = ""
+    return installed
+
+
+def _sources_sha256() -> str:
+    """Of our own code that makes numbers: kernels and model."""
+    digests = {}
+    for package in (kernels, server.model):
+        root = Path(str(package.__file__)).parent
+        for path in root.rglob("*.py"):
+            digests[f"{package.__name__}/{path.relative_to(root)}"] = file_sha256(path)
+    return _sha256_of(digests)

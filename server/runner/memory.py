@@ -1,0 +1,163 @@
+"""How much memory there is, and how it is divided: weights, workspace, KV blocks.
+
+`plan_memory` is pure; `available_bytes` reads the system. Knows shapes, allocates nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from server.config import EngineConfig
+from server.errors import ConfigError
+from server.model.config import GPTConfig
+from server.model.kv_cache import KVCache
+from server.runner.cpu_runner import LOGITS_BYTES
+
+# Of what weights and workspace leave, the default KV cache takes at most this share: the rest of the
+# machine, and the page cache that holds the checkpoint, live in the same memory.
+_MAX_KV_SHARE = 0.5
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where the bytes go."""
+
+    available_bytes: int  # before anything of ours is allocated
+    weights_bytes: int
+    workspace_bytes: int
+    block_bytes: int  # one KV block, all layers
+    num_blocks: int
+    block_size: int
+    is_capped: bool  # the default would have been more
+
+    def lines(self) -> list[str]:
+        """The memory table, for people."""
+        kv_bytes = self.num_blocks * self.block_bytes
+        tokens = self.num_blocks * self.block_size
+        left = self.available_bytes - self.weights_bytes - self.workspace_bytes - kv_bytes
+        rows = [
+            ("weights", self.weights_bytes, ""),
+            ("workspace", self.workspace_bytes, "activations and logits of one step"),
+            ("KV cache", kv_bytes, f"{self.num_blocks:,} blocks hold {tokens:,} tokens"),
+            ("left free", left, f"of {_shown(self.available_bytes)} available"),
+        ]
+        return [f"{name:<10} {_shown(size):>10}   {note}".rstrip() for name, size, note in rows]
+
+
+def plan_memory(
+    config: EngineConfig,
+    gpt_config: GPTConfig,
+    dtype: torch.dtype,
+    max_model_len: int,
+    available: int,
+) -> MemoryPlan:
+    """Blocks for max_num_seqs full contexts, or kv_cache_gib. Raises ConfigError when short."""
+    weights = weights_bytes(gpt_config, dtype)
+    workspace = _workspace_bytes(gpt_config, dtype, config.max_num_batched_tokens)
+    block_bytes = KVCache.bytes_per_block(gpt_config, config.block_size, dtype)
+    blocks_per_seq = -(-max_model_len // config.block_size)
+    left = available - weights - workspace
+    if left < blocks_per_seq * block_bytes:
+        raise ConfigError(
+            f"Too little memory: {_shown(available)} are available, but the weights take "
+            f"{_shown(weights)}, a step {_shown(workspace)} and the KV cache of one sequence of "
+            f"{max_model_len} tokens {_shown(blocks_per_seq * block_bytes)}. Free some memory, raise "
+            f"the container's limit, or lower --max-model-len{_dtype_advice(dtype)}."
+        )
+    wanted = config.max_num_seqs * blocks_per_seq
+    if config.kv_cache_gib is None:
+        affordable = int(left * _MAX_KV_SHARE) // block_bytes
+        num_blocks = max(min(wanted, affordable), blocks_per_seq)
+    else:
+        num_blocks = _asked_blocks(config.kv_cache_gib, block_bytes, blocks_per_seq, left)
+    return MemoryPlan(
+        available,
+        weights,
+        workspace,
+        block_bytes,
+        num_blocks,
+        config.block_size,
+        config.kv_cache_gib is None and num_blocks < wanted,
+    )
+
+
+def _asked_blocks(kv_cache_gib: float, block_bytes: int, blocks_per_seq: int, left: int) -> int:
+    asked = int(kv_cache_gib * _GIB)
+    if asked > left:
+        raise ConfigError(
+            f"--kv-cache-gib {kv_cache_gib:g} is more than the {left / _GIB:.2f} GiB that weights "
+            "and workspace leave. Lower it, or leave it out."
+        )
+    if asked < blocks_per_seq * block_bytes:
+        need = blocks_per_seq * block_bytes / _GIB
+        raise ConfigError(
+            f"--kv-cache-gib {kv_cache_gib:g} does not hold one sequence of full length: that takes "
+            f"{need:.3g}. Raise it, or lower --max-model-len."
+        )
+    return asked // block_bytes
+
+
+def _dtype_advice(dtype: torch.dtype) -> str:
+    return ", or try --dtype bfloat16" if dtype == torch.float32 else ""
+
+
+def weights_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
+    """What the model holds: embeddings, and packed linears; a tied head is packed beside wte."""
+    n, inner = config.n_embd, config.n_inner
+    embeddings = (config.vocab_size + config.n_positions) * n
+    head = config.vocab_size * n
+    linears = config.n_layer * (4 * n * n + 2 * n * inner)
+    vectors = config.n_layer * (9 * n + inner) + 2 * n  # biases and LayerNorms
+    return (embeddings + head + linears + vectors) * dtype.itemsize
+
+
+def _workspace_bytes(config: GPTConfig, dtype: torch.dtype, num_tokens: int) -> int:
+    # fp32 residual; hidden, attended, delta, qkv (3) and the MLP's inner rows in the compute dtype
+    row = 4 * config.n_embd + dtype.itemsize * (6 * config.n_embd + config.n_inner)
+    return num_tokens * row + LOGITS_BYTES
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What this process may still allocate: MemAvailable, or less where a cgroup's limit is nearer."""
+    meminfo = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    rooms = [int(meminfo["MemAvailable"].split()[0]) * 1024]
+    for entry in (proc / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = entry.split(":", 2)
+        if not controllers:
+            files = ("memory.max", "memory.current")
+            rooms += _cgroup_rooms(cgroups, path, *files, "inactive_file")
+        elif "memory" in controllers.split(","):
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            rooms += _cgroup_rooms(cgroups / "memory", path, *files, "total_inactive_file")
+    return min(rooms)
+
+
+def _cgroup_rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> list[int]:
+    """Room in a group and all above it. Page cache that can be dropped is room too."""
+    group = root / path.lstrip("/")
+    rooms = []
+    for directory in (group, *group.parents):
+        if not directory.is_relative_to(root):
+            break
+        try:
+            top = (directory / limit).read_text().strip()
+            used = int((directory / usage).read_text())
+            stat = dict(
+                line.split() for line in (directory / "memory.stat").read_text().splitlines()
+            )
+        except OSError:
+            continue  # the root group has no limit; a namespace hides groups above ours
+        if top != "max":
+            rooms.append(max(0, int(top) - used + int(stat.get(cache, 0))))
+    return rooms
+
+
+def _shown(num_bytes: int) -> str:
+    return (
+        f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / (1 << 20):.1f} MiB"
+    )

@@ -1,0 +1,70 @@
+"""The system fingerprint: changes with what changes bytes, with nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.runner import fingerprint
+from server.runner.fingerprint import host_cpu, system_fingerprint
+
+
+@pytest.fixture
+def model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+
+
+def test_the_name_of_the_directory_does_not_matter(tiny_model_dir: Path, model_dir: Path) -> None:
+    found = system_fingerprint(model_dir, "float32", [7, 5])
+    assert re.fullmatch(r"fp_[0-9a-f]{16}", found)
+    assert found == system_fingerprint(tiny_model_dir, "float32", [5, 7])
+    (model_dir / "README.md").write_text("samples")
+    assert found == system_fingerprint(model_dir, "float32", [5, 7])
+
+
+def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [system_fingerprint(model_dir, "float32", [])]
+    found.append(system_fingerprint(model_dir, "bfloat16", []))
+    found.append(system_fingerprint(model_dir, "float32", [1]))
+    other_cpu = {**host_cpu(), "features": "+sse2"}
+    found.append(system_fingerprint(model_dir, "float32", [], other_cpu))
+    weights = model_dir / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    found.append(system_fingerprint(model_dir, "float32", []))
+    monkeypatch.setattr(fingerprint.metadata, "version", lambda _: "0.0")
+    found.append(system_fingerprint(model_dir, "float32", []))
+    monkeypatch.setattr(fingerprint, "_sources_sha256", lambda: "other sources")
+    found.append(system_fingerprint(model_dir, "float32", []))
+    assert len(set(found)) == len(found)
+
+
+def test_the_sources_are_those_of_kernels_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint._sources_sha256()
+    assert before == fingerprint._sources_sha256()
+    package = Path(shutil.copytree(Path(str(fingerprint.kernels.__file__)).parent, tmp_path / "k"))
+    monkeypatch.setattr(fingerprint.kernels, "__file__", str(package / "__init__.py"))
+    assert before == fingerprint._sources_sha256(), "where it is installed does not matter"
+    sampler = package / "cpu" / "sampler.py"
+    sampler.write_text(sampler.read_text() + "\n")
+    assert before != fingerprint._sources_sha256()
+
+
+def test_another_process_finds_the_same(model_dir: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from server.runner.fingerprint import system_fingerprint; "
+        "print(system_fingerprint(Path(sys.argv[1]), 'float32', [1, 2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model_dir)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == system_fingerprint(model_dir, "float32", [1, 2])

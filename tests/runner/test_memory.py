@@ -1,0 +1,132 @@
+"""The memory plan, and how much memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.config import EngineConfig
+from server.errors import ConfigError
+from server.model.config import GPTConfig
+from server.model.kv_cache import KVCache
+from server.runner.memory import MemoryPlan, available_bytes, plan_memory, weights_bytes
+
+GPT2 = GPTConfig(
+    vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, n_inner=3072
+)
+GIB = 1 << 30
+BF16 = torch.bfloat16
+BLOCK_BYTES = KVCache.bytes_per_block(GPT2, 16, BF16)
+
+
+def plan(available: float = 64 * GIB, dtype: torch.dtype = BF16, **config: object) -> MemoryPlan:
+    return plan_memory(EngineConfig(**config), GPT2, dtype, 1024, int(available))  # type: ignore[arg-type]
+
+
+def test_weights_are_counted_as_packed() -> None:
+    """124,439,808 parameters; the tied head is packed once more."""
+    assert weights_bytes(GPT2, torch.float32) == 4 * (124_439_808 + 50257 * 768)
+
+
+def test_the_default_holds_every_sequence_at_full_length() -> None:
+    found = plan()
+    assert found.num_blocks == 64 * 1024 // 16
+    assert not found.is_capped
+
+
+def test_the_default_takes_half_of_what_is_left() -> None:
+    found = plan(2 * GIB)
+    left = 2 * GIB - found.weights_bytes - found.workspace_bytes
+    assert found.is_capped
+    assert left // 2 - BLOCK_BYTES < found.num_blocks * BLOCK_BYTES <= left // 2
+
+
+def test_one_full_sequence_always_fits_or_it_is_an_error() -> None:
+    need = plan().weights_bytes + plan().workspace_bytes + 64 * BLOCK_BYTES
+    assert plan(need).num_blocks == 64, "more than the half that the default takes"
+    with pytest.raises(ConfigError, match=r"Too little memory.*--max-model-len"):
+        plan(need - 1)
+
+
+def test_float32_is_told_of_bfloat16() -> None:
+    with pytest.raises(ConfigError, match="--dtype bfloat16"):
+        plan(GIB // 2, torch.float32)
+    with pytest.raises(ConfigError, match=r"--max-model-len\.$"):
+        plan(GIB // 8)
+
+
+def test_an_asked_size_is_taken_or_refused() -> None:
+    found = plan(kv_cache_gib=1.5)
+    assert found.num_blocks == int(1.5 * GIB) // BLOCK_BYTES
+    assert not found.is_capped
+    with pytest.raises(ConfigError, match="--kv-cache-gib 70 is more than the 63"):
+        plan(kv_cache_gib=70)
+    with pytest.raises(ConfigError, match=r"does not hold one sequence.*takes 0\.0352"):
+        plan(kv_cache_gib=0.01)
+
+
+def test_the_table_adds_up_and_says_how_many_tokens() -> None:
+    found = plan(3 * GIB, kv_cache_gib=1.0)
+    lines = found.lines()
+    assert "3.00 GiB available" in lines[-1]
+    assert f"hold {found.num_blocks * 16:,} tokens" in lines[2]
+    mib = [float(line[10:].split()[0]) * (1024 if "GiB" in line[10:24] else 1) for line in lines]
+    assert sum(mib) == pytest.approx(3 * 1024, abs=15)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:    4000 kB\n")
+    return proc
+
+
+def write_group(
+    directory: Path,
+    limit: str,
+    used: int,
+    cache: str,
+    files: tuple[str, str] = ("memory.max", "memory.current"),
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / files[0]).write_text(f"{limit}\n")
+    (directory / files[1]).write_text(f"{used}\n")
+    (directory / "memory.stat").write_text(f"anon 5\n{cache}\n")
+
+
+def test_without_limits_it_is_mem_available(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/user/me\n")
+    write_group(tmp_path / "cg" / "user" / "me", "max", 1000, "inactive_file 3")
+    assert available_bytes(proc, tmp_path / "cg") == 4000 * 1024
+
+
+def test_the_nearest_limit_of_all_groups_above_counts(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/outer/inner\n")
+    write_group(tmp_path / "cg" / "outer", "50000", 20000, "inactive_file 700")
+    write_group(tmp_path / "cg" / "outer" / "inner", "90000", 15000, "inactive_file 0")
+    assert available_bytes(proc, tmp_path / "cg") == 50000 - 20000 + 700
+
+
+def test_cgroup_v1(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("4:cpu,cpuacct:/a\n3:memory:/a\n1:name=systemd:/a\n")
+    write_group(
+        tmp_path / "cg" / "memory" / "a",
+        "60000",
+        10000,
+        "total_inactive_file 100",
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    )
+    assert available_bytes(proc, tmp_path / "cg") == 50100
+
+
+def test_a_group_over_its_limit_has_no_room(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/\n")
+    write_group(tmp_path / "cg", "100", 500, "inactive_file 0")
+    assert available_bytes(proc, tmp_path / "cg") == 0
+
+
+def test_this_machine_has_some() -> None:
+    assert available_bytes() > 1 << 20

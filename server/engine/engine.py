@@ -66,35 +66,39 @@ class Engine:
     def _collect(self, step: ScheduledStep, result: StepResult) -> list[Output]:
         outputs: list[Output] = []
         finished: list[SequenceState] = []
-        token_ids = iter(result.token_ids)
-        for scheduled, seq in zip(step.batch.scheduled, step.sequences, strict=True):
-            if scheduled.is_sampling:
-                output = self._sampled(seq, next(token_ids), result)
-            elif seq.num_computed_tokens == seq.num_tokens:  # max_tokens = 0
-                output = SequenceOutput(
-                    seq.seq_id, [], None, "length", None, self._first_output(seq)
-                )
-            else:
-                continue
-            outputs.append((seq.owner, output))
-            if output.finish_reason is not None:
+        sampled = step.sequences
+        if len(result.token_ids) < len(sampled):
+            sampled = [
+                seq
+                for row, seq in zip(step.batch.scheduled, sampled, strict=True)
+                if row.is_sampling
+            ]
+            self._collect_prompts_only(step, outputs, finished)
+        new_tuple = tuple.__new__  # 0.15 us, the class itself 0.27 us
+        for seq, token_id in zip(sampled, result.token_ids, strict=True):
+            seq.token_ids.append(token_id)
+            first = None if seq.is_first_sent else self._first_output(seq)
+            logprobs = [result.logprobs[seq.row]] if seq.row in result.logprobs else None
+            reason, stop_id = seq.stop.check(token_id, seq.num_tokens)
+            if reason is not None:
                 finished.append(seq)
+            added = (seq.seq_id, [token_id], logprobs, reason, stop_id, first)
+            outputs.append((seq.owner, new_tuple(SequenceOutput, added)))
         if finished:
             self._scheduler.finish(finished)
         return outputs
 
-    def _sampled(self, seq: SequenceState, token_id: int, result: StepResult) -> SequenceOutput:
-        seq.token_ids.append(token_id)
-        logprobs = result.logprobs.get(seq.row)
-        reason, stop_token_id = seq.stop.check(token_id, seq.num_tokens)
-        return SequenceOutput(
-            seq.seq_id,
-            [token_id],
-            None if logprobs is None else [logprobs],
-            reason,
-            stop_token_id,
-            None if seq.is_first_sent else self._first_output(seq),
-        )
+    def _collect_prompts_only(
+        self, step: ScheduledStep, outputs: list[Output], finished: list[SequenceState]
+    ) -> None:
+        """max_tokens = 0: it ends when it has caught up, with nothing sampled."""
+        for seq in step.sequences:
+            if seq.num_computed_tokens == seq.num_tokens:
+                first = self._first_output(seq)
+                outputs.append(
+                    (seq.owner, SequenceOutput(seq.seq_id, [], None, "length", None, first))
+                )
+                finished.append(seq)
 
     def _first_output(self, seq: SequenceState) -> FirstOutput:
         seq.is_first_sent = True

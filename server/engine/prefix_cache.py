@@ -11,7 +11,7 @@ block first, so this is rare.
 
 from __future__ import annotations
 
-from array import array
+from struct import Struct
 from typing import NamedTuple
 
 from server.engine.sequence_state import SequenceState
@@ -32,6 +32,7 @@ class PrefixCache:
         self._entries: dict[bytes, tuple[int, bytes]] = {}  # key -> block id, link of what follows
         self._keys: dict[int, bytes] = {}  # block id -> key
         self._num_links = 0
+        self._pack = Struct(f"<B{block_size}I").pack
 
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._keys
@@ -76,9 +77,9 @@ class PrefixCache:
 
     def _key(self, seq: SequenceState, index: int, link: bytes) -> bytes:
         start = index * self.block_size
-        end = start + self.block_size
         num_prompt_tokens = min(max(seq.num_prompt_tokens - start, 0), self.block_size)
-        return link + bytes((num_prompt_tokens,)) + array("I", seq.token_ids[start:end]).tobytes()
+        block = seq.token_ids[start : start + self.block_size]
+        return link + self._pack(num_prompt_tokens, *block)
 
     def check_integrity(self) -> None:
         assert len(self._entries) == len(self._keys)

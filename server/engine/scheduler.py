@@ -89,8 +89,9 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         self._grow_tables(batch)
         budget = self.max_num_batched_tokens
-        for seq in self.running:
-            budget -= self._advance(seq, budget, batch.scheduled)
+        if self.running:
+            budget -= self._advance_caught_up(batch.scheduled)
+            budget -= self._advance(self.running[-1], budget, batch.scheduled)
         if self.num_preemptions == num_preemptions:  # else it would take back what it just gave up
             self._admit(batch, budget)
         return ScheduledStep(batch, self.running.copy())
@@ -103,9 +104,22 @@ class Scheduler:
         scheduled.append(ScheduledRow(seq.row, num_computed, num_scheduled, is_sampling))
         seq.num_computed_tokens = end
         seq.num_tokens = num_tokens + is_sampling
-        if end // self.blocks.block_size > seq.num_registered_blocks:
-            self.blocks.cache.register(seq)
+        self.blocks.cache.register(seq)
         return num_scheduled
+
+    def _advance_caught_up(self, scheduled: list[ScheduledRow]) -> int:
+        """`_advance` for all but the last, one token each. Flat, being the host's longest loop."""
+        block_size, cache = self.blocks.block_size, self.blocks.cache
+        caught_up = self.running[:-1]
+        new_tuple = tuple.__new__  # 0.1 us, the class itself 0.2 us
+        for seq in caught_up:
+            num_tokens = seq.num_tokens
+            scheduled.append(new_tuple(ScheduledRow, (seq.row, num_tokens - 1, 1, True)))
+            seq.num_computed_tokens = num_tokens
+            seq.num_tokens = num_tokens + 1
+            if num_tokens % block_size == 0:
+                cache.register(seq)
+        return len(caught_up)
 
     def _grow_tables(self, batch: StepBatch) -> None:
         """A block for each sequence whose table is full, oldest first; the newest makes room."""

@@ -48,7 +48,7 @@ class HitsTheLastBlock(PrefixCache):
 
 class RegistersTooEarly(PrefixCache):
     def register(self, seq: SequenceState) -> None:
-        num_computed, seq.num_computed_tokens = seq.num_computed_tokens, seq.num_tokens
+        num_computed, seq.num_computed_tokens = seq.num_computed_tokens, len(seq.token_ids)
         super().register(seq)
         seq.num_computed_tokens = num_computed
 

@@ -31,7 +31,7 @@ class EngineLoop:
         self._engine = engine
         self._server = server
         self._clock = clock
-        self._heartbeat_at = clock()
+        self._heartbeat_at_s = clock()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Until `should_stop`, which is asked between two steps and at least every HEARTBEAT_S."""
@@ -64,10 +64,11 @@ class EngineLoop:
         frames: defaultdict[int, list[SequenceOutput]] = defaultdict(list)
         for owner, output in outputs:
             frames[owner].append(output)
-        if self._clock() >= self._heartbeat_at:
-            self._heartbeat_at = self._clock() + HEARTBEAT_S
+        now_s = self._clock()
+        if now_s >= self._heartbeat_at_s:
+            self._heartbeat_at_s = now_s + HEARTBEAT_S
             for owner in self._server.owners:
-                frames[owner]  # a frame of its own even with nothing in it
+                frames.setdefault(owner, [])
         stats = self._engine.stats()
         for owner, added in frames.items():
             self._send_to(owner, StepOutput(added, stats))

@@ -201,7 +201,7 @@ class Scheduler:
                 param="max_tokens",
             )
         if seq.key in self.sequences:
-            raise RequestError("A sequence with this id is running.", param="seq_id")
+            raise RequestError("A sequence with this id is not finished yet.", param="seq_id")
 
     def check_integrity(self) -> None:
         """For tests, between two steps."""

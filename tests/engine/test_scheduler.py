@@ -202,7 +202,7 @@ def test_an_empty_prompt_and_an_id_in_use_are_refused() -> None:
     with pytest.raises(RequestError, match="at least one token"):
         rig.submit(request(0, []))
     rig.submit(request(0))
-    with pytest.raises(RequestError, match="id is running"):
+    with pytest.raises(RequestError, match="not finished yet"):
         rig.submit(request(0))
     rig.submit(request(0), owner=1)
     rig.run()

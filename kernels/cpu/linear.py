@@ -18,9 +18,9 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from kernels.cpu.arrays import Array, as_array
+from kernels.cpu.arrays import Array, as_array, huge_empty
 from kernels.cpu.scalar import gelu_erf, gelu_tanh, store
-from kernels.cpu.tile import GEOMETRY, HAS_BF16_DOT, PANEL, make_tile
+from kernels.cpu.tile import GEOMETRY, HAS_BF16_DOT, PANEL, Kind, make_tile
 
 NONE, GELU_TANH, GELU_ERF, ADD = range(4)  # epilogues; ADD adds to what `out` holds
 
@@ -33,7 +33,7 @@ _F32, _BF16, _BF16_DOT = range(3)
 _f32_rows, _f32_4, _f32_2, _f32_1 = (make_tile(rows, "f32") for rows in (_ROWS, 4, 2, 1))
 _bf16_rows, _bf16_4, _bf16_2, _bf16_1 = (make_tile(rows, "bf16") for rows in (_ROWS, 4, 2, 1))
 # Where there is no dot instruction these are never called, but numba compiles them with the rest.
-_DOT = "bf16_dot" if HAS_BF16_DOT else "bf16"
+_DOT: Kind = "bf16_dot" if HAS_BF16_DOT else "bf16"
 _dot_rows, _dot_4, _dot_2, _dot_1 = (make_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
 
 
@@ -55,17 +55,26 @@ def pack_linear(
 ) -> PackedLinear:
     """Pack a [n_out, n_in] weight of any strides as float32 or bfloat16; a missing bias is zeros."""
     n_out, n_in = weight.shape
-    num_panels = -(-n_out // PANEL)
-    padded = torch.zeros(n_in, num_panels * PANEL, dtype=dtype)
-    padded[:, :n_out] = weight.t()
-    panels = padded.view(n_in, num_panels, PANEL).transpose(0, 1)
     kind = _F32 if dtype == torch.float32 else _BF16
     if kind == _BF16 and use_dot and n_in % 2 == 0:
         kind = _BF16_DOT
-        panels = panels.reshape(num_panels, n_in // 2, 2, PANEL).transpose(2, 3)
-    packed = panels.reshape(num_panels, n_in, PANEL).contiguous()
+    packed = huge_empty((-(-n_out // PANEL), n_in, PANEL), dtype)
+    _pack(as_array(weight.to(dtype)), kind == _BF16_DOT, as_array(packed))
     bias = torch.zeros(n_out) if bias is None else bias.to(torch.float32).clone()
     return PackedLinear(as_array(packed), as_array(bias), kind)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _pack(weight: Any, is_paired: bool, packed: Any) -> None:
+    """Fill zeroed panels. A paired k and k + 1 of a column lie side by side in one lane."""
+    n_out, n_in = weight.shape
+    for panel in range(packed.shape[0]):
+        first = panel * PANEL
+        target = packed[panel].reshape(n_in * PANEL)
+        for k in range(n_in):
+            start, step = (k // 2 * 2 * PANEL + k % 2, 2) if is_paired else (k * PANEL, 1)
+            for column in range(min(PANEL, n_out - first)):
+                target[start + column * step] = weight[first + column, k]
 
 
 @njit(error_model="numpy")
@@ -149,7 +158,8 @@ def _linear_threads(
     x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, num_threads: int
 ) -> None:
     panels = weight.shape[0]
-    for thread in prange(num_threads):
+    for index in prange(num_threads):
+        thread = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
         begin, end = thread * panels // num_threads, (thread + 1) * panels // num_threads
         _linear_panels(x, weight, kind, bias, epilogue, out, begin, end)
 

@@ -14,23 +14,14 @@ from numba import njit, prange
 
 from kernels.cpu.arrays import Array
 from kernels.cpu.scalar import exp, store, widen
+from kernels.cpu.token_tile import make_add_values, make_score_tokens
 
 # KV elements read in one call, below which a second thread costs more than it saves.
 _PARALLEL_ELEMENTS = 1 << 18
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "contract"})
-def _dot(q: Any, k: Any) -> Any:
-    total = np.float32(0.0)
-    for d in range(len(q)):
-        total += q[d] * widen(k[d])
-    return total
-
-
-@njit(error_model="numpy", fastmath={"contract"})
-def _add_scaled(target: Any, factor: Any, v: Any) -> None:
-    for d in range(len(target)):
-        target[d] += factor * widen(v[d])
+_f32_score, _bf16_score = make_score_tokens("f32"), make_score_tokens("bf16")
+_f32_add, _bf16_add = make_add_values("f32"), make_add_values("bf16")
 
 
 @njit(error_model="numpy", fastmath={"reassoc"})
@@ -47,22 +38,42 @@ def _exp_sum(scores: Any) -> Any:
 
 
 @njit(error_model="numpy")
+def _block_address(cache: Any, table: Any, head: int, position: int) -> Any:
+    block = min(max(np.int64(table[position // cache.shape[2]]), 0), cache.shape[0] - 1)
+    return cache.ctypes.data + block * cache.strides[0] + head * cache.strides[1]
+
+
+@njit(error_model="numpy")
 def _attend(
     q: Any, k_cache: Any, v_cache: Any, table: Any, head: int, seq_len: int, scale: Any, out: Any
 ) -> None:
-    num_blocks, _, block_size, head_dim = k_cache.shape
+    _, _, block_size, head_dim = k_cache.shape
     query = np.empty(head_dim, np.float32)
     result = np.zeros(head_dim, np.float32)
     scores = np.empty(seq_len, np.float32)
     for d in range(head_dim):
         query[d] = widen(q[d]) * scale
-    for t in range(seq_len):
-        block = min(max(np.int64(table[t // block_size]), 0), num_blocks - 1)
-        scores[t] = _dot(query, k_cache[block, head, t % block_size])
+    k = _block_address(k_cache, table, head, 0)
+    for start in range(0, seq_len, block_size):
+        ahead = _block_address(k_cache, table, head, min(start + block_size, seq_len - 1))
+        tokens = min(block_size, seq_len - start)
+        target = scores.ctypes.data + 4 * start
+        if k_cache.itemsize == 2:
+            _bf16_score(query.ctypes.data, k, ahead, target, tokens, head_dim)
+        else:
+            _f32_score(query.ctypes.data, k, ahead, target, tokens, head_dim)
+        k = ahead
     total = _exp_sum(scores)
-    for t in range(seq_len):
-        block = min(max(np.int64(table[t // block_size]), 0), num_blocks - 1)
-        _add_scaled(result, scores[t], v_cache[block, head, t % block_size])
+    v = _block_address(v_cache, table, head, 0)
+    for start in range(0, seq_len, block_size):
+        ahead = _block_address(v_cache, table, head, min(start + block_size, seq_len - 1))
+        tokens = min(block_size, seq_len - start)
+        source = scores.ctypes.data + 4 * start
+        if v_cache.itemsize == 2:
+            _bf16_add(source, v, ahead, result.ctypes.data, tokens, head_dim)
+        else:
+            _f32_add(source, v, ahead, result.ctypes.data, tokens, head_dim)
+        v = ahead
     for d in range(head_dim):
         store(out, d, result[d] / total)
 
@@ -89,7 +100,8 @@ def _attend_threads(
     out: Any, num_threads: int,
 ) -> None:  # fmt: skip
     tasks = len(rows) * k_cache.shape[1]
-    for thread in prange(num_threads):
+    for index in prange(num_threads):
+        thread = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
         begin, end = thread * tasks // num_threads, (thread + 1) * tasks // num_threads
         _attend_tasks(qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, begin, end)
 

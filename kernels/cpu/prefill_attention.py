@@ -164,7 +164,8 @@ def _attend_threads(
     qkv: Any, k_cache: Any, v_cache: Any, cu_seqlens_q: Any, seq_lens: Any, rows: Any,
     block_tables: Any, scale: Any, out: Any, tasks: int,
 ) -> None:  # fmt: skip
-    for task in prange(tasks):
+    for index in prange(tasks):
+        task = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
         _attend_task(
             qkv, k_cache, v_cache, cu_seqlens_q, seq_lens, rows, block_tables, scale, out, task
         )

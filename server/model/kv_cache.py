@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels.cpu.arrays import Array, as_array
+from kernels.cpu.arrays import Array, as_array, huge_empty
 from server.model.config import GPTConfig
 
 
@@ -32,9 +32,9 @@ class KVCache:
         config: GPTConfig, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> KVCache:
         """Memory that is not written yet: the system commits it as blocks are first used."""
-        shape = (num_blocks, config.n_head, block_size, config.head_dim)
-        k = tuple(torch.empty(shape, dtype=dtype) for _ in range(config.n_layer))
-        v = tuple(torch.empty(shape, dtype=dtype) for _ in range(config.n_layer))
+        shape = (2, config.n_layer, num_blocks, config.n_head, block_size, config.head_dim)
+        keys, values = huge_empty(shape, dtype)
+        k, v = tuple(keys), tuple(values)
         k_arrays, v_arrays = tuple(map(as_array, k)), tuple(map(as_array, v))
         return KVCache(k, v, num_blocks, block_size, k_arrays, v_arrays)
 

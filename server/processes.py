@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import Any
 
+from setproctitle import setproctitle
+
 from server.config import EngineConfig, ServeConfig
 from server.errors import ConfigError
 from server.lifeline import Lifeline
@@ -27,7 +29,7 @@ def main() -> None:
     told = lifeline.receive()
     try:
         config = _serve_config(told["config"])
-        _set_title(name)
+        setproctitle(f"continuo: {name}")
         set_up_logging(name, config.log_format)
         run = _run_engine if name.startswith("engine") else _run_api
         run(config, told, lifeline)
@@ -42,12 +44,6 @@ def main() -> None:
 
 def _serve_config(fields: dict[str, Any]) -> ServeConfig:
     return ServeConfig(**{**fields, "engine": EngineConfig(**fields["engine"])})
-
-
-def _set_title(name: str) -> None:
-    from setproctitle import setproctitle
-
-    setproctitle(f"continuo: {name}")
 
 
 def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from setproctitle import setproctitle
+
 from server.config import ServeConfig
 from server.errors import ConfigError
 from server.startup import check_kernels_are_ours, child_environment, resolve_serve
@@ -28,6 +30,7 @@ _ENGINE_STOP_S = 1.0
 
 def serve(config: ServeConfig, started_at: float) -> int:
     """Runs until told to end. `started_at`: time.monotonic() of the command's own start."""
+    setproctitle("continuo: supervisor")
     config = resolve_serve(config)
     check_kernels_are_ours()
     with _listen(config.host, config.port) as listener, _runtime_dir() as runtime_dir:

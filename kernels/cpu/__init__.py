@@ -20,6 +20,5 @@ def sources_digest(directory: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-numba.config.CACHE_DIR = str(
-    Path(numba.config.CACHE_DIR or _HERE / "__pycache__") / f"kernels-{sources_digest(_HERE)}"
-)
+_BASE = Path(numba.config.CACHE_DIR or _HERE / "__pycache__")  # type: ignore[attr-defined]
+numba.config.CACHE_DIR = str(_BASE / f"kernels-{sources_digest(_HERE)}")  # type: ignore[attr-defined]

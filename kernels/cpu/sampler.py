@@ -71,7 +71,7 @@ def _apply_edits(x: NDArray[np.float32], edits: LogitEdits, index: int) -> None:
         x[token] = _NEG_INF if value == _NEG_INF else _cut(value)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _penalised(
     value: np.float32,
     count: int,
@@ -211,7 +211,7 @@ def _gumbel_argmax(
     return token
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sample_row(
     logits: NDArray[np.float32],
     token_mask: NDArray[np.float32],

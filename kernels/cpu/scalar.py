@@ -13,7 +13,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-_intrinsic: Any = intrinsic  # a call from Python does not have the arguments of the definition
 _F = np.float32
 _I32 = ir.IntType(32)
 _LOG2_E = _F(1.44269504)
@@ -31,8 +30,7 @@ _ERF_1, _ERF_2, _ERF_3 = _F(0.254829592), _F(-0.284496736), _F(1.421413741)
 _ERF_4, _ERF_5 = _F(-1.453152027), _F(1.061405429)
 
 
-@_intrinsic
-def _bits_to_float(typing: Any, bits: Any) -> Any:
+def _type_bits_to_float(typing: Any, bits: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> ir.Value:
         shifted = builder.shl(builder.zext(args[0], _I32), _I32(16))
         return builder.bitcast(shifted, ir.FloatType())
@@ -40,8 +38,7 @@ def _bits_to_float(typing: Any, bits: Any) -> Any:
     return types.float32(types.uint16), codegen
 
 
-@_intrinsic
-def _float_to_bits(typing: Any, value: Any) -> Any:
+def _type_float_to_bits(typing: Any, value: Any) -> Any:
     """Round to nearest even. A NaN stays one: rounding could carry its payload into infinity."""
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> ir.Value:
@@ -54,8 +51,7 @@ def _float_to_bits(typing: Any, value: Any) -> Any:
     return types.uint16(types.float32), codegen
 
 
-@_intrinsic
-def _power_of_two(typing: Any, rounded: Any) -> Any:
+def _type_power_of_two(typing: Any, rounded: Any) -> Any:
     """2**n of n + _ROUNDER: n stands in the low mantissa bits, and moves into the exponent."""
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> ir.Value:
@@ -63,6 +59,12 @@ def _power_of_two(typing: Any, rounded: Any) -> Any:
         return builder.bitcast(builder.add(bits, _I32(127 << 23)), ir.FloatType())
 
     return types.float32(types.float32), codegen
+
+
+# Any: a call of an intrinsic does not have the arguments of its definition.
+_bits_to_float: Any = intrinsic(_type_bits_to_float)
+_float_to_bits: Any = intrinsic(_type_float_to_bits)
+_power_of_two: Any = intrinsic(_type_power_of_two)
 
 
 def widen(value: Any) -> Any:

@@ -105,14 +105,15 @@ def _load_x(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
     return builder.bitcast(_splat(builder, _load(builder, address, _I32, 2), _INTS), _BFLOATS)
 
 
-def _declare_multiply_add(module: ir.Module, kind: Kind) -> ir.Function:
+def _declare_multiply_add(module: ir.Module, kind: Kind) -> Any:
     if kind == "bf16_dot":  # two products a lane, k ascending by pairs
         signature = ir.FunctionType(_FLOATS, [_FLOATS, _BFLOATS, _BFLOATS])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
     else:
         signature = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
         name = f"llvm.fma.v{GEOMETRY.lanes}f32"
-    return cgutils.get_or_insert_function(module, signature, name)
+    insert: Any = cgutils.get_or_insert_function
+    return insert(module, signature, name)
 
 
 def make_tile(rows: int, kind: Kind) -> Any:
@@ -127,8 +128,9 @@ def make_tile(rows: int, kind: Kind) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
         x, x_stride, w, acc, depth = args
         zero = ir.Constant(_FLOATS, [0.0] * GEOMETRY.lanes)
+        alloca: Any = cgutils.alloca_once_value
         sums = [
-            [cgutils.alloca_once_value(builder, zero) for _ in range(GEOMETRY.vectors)]
+            [alloca(builder, zero) for _ in range(GEOMETRY.vectors)]
             for _ in range(rows)
         ]
         multiply_add = _declare_multiply_add(builder.module, kind)

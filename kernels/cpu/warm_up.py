@@ -1,0 +1,40 @@
+"""Compiles every CPU kernel for a dtype, or finds it in numba's cache, before anybody waits for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kernels.cpu import linear, paged_attention, prefill_attention
+from kernels.cpu.arrays import as_array
+from kernels.cpu.embedding import embed
+from kernels.cpu.kv_write import write_kv
+from kernels.cpu.layer_norm import layer_norm
+
+_WIDTH = 8
+
+
+def warm_up(dtype: torch.dtype) -> None:
+    """Runs each kernel once on one row of zeros, on one thread and on as many as are set."""
+    one = np.float32(1.0)
+    fp32 = as_array(torch.zeros(1, _WIDTH))
+    hidden, qkv = (as_array(torch.zeros(1, width, dtype=dtype)) for width in (_WIDTH, 3 * _WIDTH))
+    k, v = (as_array(torch.zeros(1, 1, 8, _WIDTH, dtype=dtype)) for _ in range(2))
+    ids, index = np.zeros(1, np.int64), np.zeros(1, np.int32)
+    tables, lens, borders = np.zeros((1, 1), np.int32), index + 1, np.array([0, 1], np.int32)
+    embed(ids, ids, hidden, hidden, fp32)
+    layer_norm(fp32, fp32[0], fp32[0], one, hidden)
+    write_kv(qkv, k, v, ids)
+    for weight in (torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t()):
+        packed = linear.pack_linear(weight, None, dtype)
+    for out in (hidden, fp32):
+        arguments = hidden, packed.weight, packed.kind, packed.bias, linear.NONE, out
+        linear._linear_panels(*arguments, 0, 1)
+        linear._linear_threads(*arguments, 1)
+    decode = qkv, k, v, lens, index, tables, one, hidden
+    paged_attention._attend_tasks(*decode, 0, 1)
+    paged_attention._attend_threads(*decode, 1)
+    prefill = qkv, k, v, borders, lens, index, tables, one, hidden
+    prefill_attention._count_tasks(borders, 1)
+    prefill_attention._attend_task(*prefill, 0)
+    prefill_attention._attend_threads(*prefill, 1)

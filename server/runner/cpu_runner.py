@@ -55,9 +55,9 @@ class CpuRunner:
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
-        self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size)
-        self._block_tables = torch.from_numpy(self._rows.block_tables)
         vocab_size = model.config.vocab_size
+        self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size, vocab_size)
+        self._block_tables = torch.from_numpy(self._rows.block_tables)
         self._max_logit_rows = max(1, LOGITS_BYTES // (4 * vocab_size))
         self._token_mask = np.zeros(vocab_size, np.float32)
         self._token_mask[list(never_sampled_ids)] = -np.inf

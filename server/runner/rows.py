@@ -26,14 +26,26 @@ _PARAMS_TYPES = {
 }
 
 
-class RowEdits:
-    """What is added to single logits of one row: logit_bias, and -inf while min_tokens forbids an end."""
+def _bounded(name: str, value: float, vocab_size: int) -> float:
+    """Where fp32 and int32 hold it, and no product or quotient with a logit is NaN."""
+    if name == "top_k":
+        return min(max(value, 0), vocab_size)
+    return min(max(value, 1e-30 if name == "repetition_penalty" else -1e30), 1e30)
 
-    def __init__(self, params: SamplingParams, num_prompt_tokens: int) -> None:
-        self.bias_ids = np.array([token for token, _ in params.logit_bias], np.int32)
-        self.bias_values = np.array([value for _, value in params.logit_bias], np.float32)
+
+class RowEdits:
+    """What is added to single logits of one row: logit_bias, and -inf while min_tokens forbids an end.
+
+    Ids that are none (a stop id may be any number) are left out: the sampler writes where they say.
+    """
+
+    def __init__(self, params: SamplingParams, num_prompt_tokens: int, vocab_size: int) -> None:
+        bias = [(token, value) for token, value in params.logit_bias if 0 <= token < vocab_size]
+        self.bias_ids = np.array([token for token, _ in bias], np.int32)
+        self.bias_values = np.array([value for _, value in bias], np.float32)
         eos = () if params.eos_token_id is None else (params.eos_token_id,)
-        banned = np.array(sorted({*eos, *params.stop_token_ids}), np.int32)
+        ends = {*eos, *params.stop_token_ids}
+        banned = np.array([token for token in ends if 0 <= token < vocab_size], np.int32)
         self.banned_below = num_prompt_tokens + params.min_tokens
         self.early_ids = np.concatenate((self.bias_ids, banned))
         self.early_values = np.concatenate(
@@ -50,8 +62,11 @@ class RowEdits:
 class Rows:
     """`max_num_seqs` rows. Arrays are public: the step's inputs are gathered from them."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int
+    ) -> None:
         self.block_size = block_size
+        self._vocab_size = vocab_size
         self.token_ids = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.num_tokens = np.zeros(max_num_seqs, np.int32)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int32)
@@ -77,10 +92,12 @@ class Rows:
         self.sampling.choice[row] = new.choice
         self.sampling.seed.view(np.uint64)[row] = params.seed
         for name in _PARAMS_TYPES:
-            getattr(self.sampling, name)[row] = getattr(params, name)
+            getattr(self.sampling, name)[row] = _bounded(
+                name, getattr(params, name), self._vocab_size
+            )
         self._edits.pop(row, None)
         if params.logit_bias or params.min_tokens:
-            self._edits[row] = RowEdits(params, new.num_prompt_tokens)
+            self._edits[row] = RowEdits(params, new.num_prompt_tokens, self._vocab_size)
 
     def write_blocks(self, new: NewBlocks) -> None:
         end = new.start + len(new.block_ids)

@@ -63,6 +63,36 @@ def test_logit_bias_forces_and_forbids(model: GPT) -> None:
     assert banned.token_ids != greedy.token_ids
 
 
+def test_ids_that_are_none_change_nothing(model: GPT) -> None:
+    """A stop id may be any number; below min_tokens it is not written to where no logit is."""
+    request = make_request(0, min_tokens=4)
+    strange = make_request(
+        0, min_tokens=4, stop_token_ids=(320, -1, 2**31 - 1, -(2**31)), logit_bias=((10**6, 5.0),)
+    )
+    assert make_rig(model).run_alone(strange) == make_rig(model).run_alone(request)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 1e300),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 1e300),
+        ("frequency_penalty", 1e300),
+        ("top_k", 10**30),
+        ("min_p", 1e-300),
+        ("top_p", 1e-300),
+    ],
+)
+def test_extreme_parameters_harm_nobody(model: GPT, name: str, value: float) -> None:
+    rig = make_rig(model)
+    healthy = make_request(1, logprobs=1)
+    extreme, beside = rig.run([make_request(0, **{name: value}), healthy])
+    assert len(extreme.token_ids) == 12
+    assert not set(extreme.token_ids) & set(NEVER_SAMPLED)
+    assert beside == make_rig(model).run_alone(healthy)
+
+
 def test_logprobs_are_of_the_raw_logits(model: GPT) -> None:
     """Bias, penalties and temperature change what is drawn, not what is reported."""
     plain = make_request(3, max_tokens=1, logprobs=20, temperature=0.0)
@@ -152,7 +182,7 @@ def test_a_row_of_nan_logits_disturbs_no_other(model: GPT) -> None:
 
 def test_a_range_is_cut_at_the_prompt_end() -> None:
     """Row 1: prompt 4, computed 2 of 7; row 0: its prompt done; row 2: a chunk inside its prompt."""
-    rows = Rows(3, 16, 4)
+    rows = Rows(3, 16, 4, vocab_size=320)
     params = SamplingParams(max_tokens=9, seed=0)
     for row, num_tokens, num_prompt in ((0, 9, 8), (1, 7, 4), (2, 12, 12)):
         rows.fill(NewRow(row, [100 * row + i for i in range(num_tokens)], num_prompt, 0, params))

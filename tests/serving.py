@@ -15,6 +15,7 @@ import psutil
 
 from tests.waiting import is_alive, wait_for
 
+_COLD_START_S = 240  # the kernels may have to be compiled first
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +25,7 @@ class Server:
     def __init__(self, model: Path, *flags: str) -> None:
         self.stderr_file = tempfile.NamedTemporaryFile("w+", prefix="serve-", suffix=".log")  # noqa: SIM115
         self.temporary_dir = tempfile.TemporaryDirectory()
+        self.client = httpx.Client(timeout=30)
         command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--max-num-seqs", "8", *flags],
@@ -46,10 +48,10 @@ class Server:
         wait_for(
             lambda: "ready in" in self.stderr or self.process.poll() is not None,
             "the server is ready",
-            timeout_s=60,
+            timeout_s=_COLD_START_S,
         )
         assert self.process.poll() is None, self.stderr
-        self.client = httpx.Client(base_url=self.address, timeout=30)
+        self.client.base_url = self.address
         return self
 
     def pid_of(self, title: str) -> int:
@@ -83,5 +85,7 @@ class Server:
     def clean_up(self) -> None:
         if self.process.poll() is None:
             self.end()
+        print(self.stderr)  # shown beside a failure
+        self.client.close()
         self.stderr_file.close()
         self.temporary_dir.cleanup()

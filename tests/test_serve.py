@@ -99,7 +99,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Serve
         os.kill(server.pid_of("engine 0"), signal.SIGKILL)
         *_, last = received
     assert json.loads(last)["error"]["message"]
-    wait_for(server.is_answering, "the engine is back", timeout_s=30)
+    wait_for(server.is_answering, "the engine is back", timeout_s=60)
     assert complete(server) == before
 
 
@@ -109,6 +109,6 @@ def test_a_killed_api_comes_back_and_no_connection_is_refused(server: Server) ->
     # the listening socket is the supervisor's: this waits for the next api instead of failing
     response = httpx.get(f"{server.address}/health", timeout=30)
     assert response.status_code == 200
-    wait_for(server.is_answering, "the api has found the engine", timeout_s=30)
+    wait_for(server.is_answering, "the api has found the engine", timeout_s=60)
     assert complete(server) == before
     assert server.metric("vllm:num_requests_running") == 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from kernels.cpu.compiled import kernel
 from kernels.cpu.scalar import widen
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def embed(token_ids: Any, positions: Any, wte: Any, wpe: Any, residual: Any) -> None:
     """residual [num_tokens, n_embd] float32 = wte[token_ids] + wpe[positions]; ids masked to range."""
     for row in range(len(token_ids)):

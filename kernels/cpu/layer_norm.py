@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from kernels.cpu.compiled import kernel
 from kernels.cpu.scalar import store
 
 _ONE = np.float32(1.0)
 
 
 # reassoc lets the two sums be vectors; their order follows from the row's width alone.
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+@kernel(fastmath={"reassoc"})
 def layer_norm(residual: Any, weight: Any, bias: Any, eps: Any, out: Any) -> None:
     """residual [rows, n_embd] float32 -> out [rows, n_embd]; eps a np.float32."""
     width = np.float32(residual.shape[1])

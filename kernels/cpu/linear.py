@@ -19,6 +19,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from kernels.cpu.arrays import Array, as_array, huge_empty
+from kernels.cpu.compiled import kernel
 from kernels.cpu.scalar import gelu_erf, gelu_tanh, store
 from kernels.cpu.tile import GEOMETRY, HAS_BF16_DOT, PANEL, Kind, make_tile
 
@@ -64,7 +65,7 @@ def pack_linear(
     return PackedLinear(as_array(packed), as_array(bias), kind)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _pack(weight: Any, is_paired: bool, packed: Any) -> None:
     """Fill zeroed panels. A paired k and k + 1 of a column lie side by side in one lane."""
     n_out, n_in = weight.shape
@@ -135,7 +136,7 @@ def _finish(acc: Any, bias: Any, epilogue: int, out: Any) -> None:
             store(out, j, acc[j] + bias[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _linear_panels(
     x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int, end: int
 ) -> None:
@@ -153,7 +154,7 @@ def _linear_panels(
             row += rows
 
 
-@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+@kernel(parallel=True)
 def _linear_threads(
     x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, num_threads: int
 ) -> None:

@@ -129,10 +129,7 @@ def make_tile(rows: int, kind: Kind) -> Any:
         x, x_stride, w, acc, depth = args
         zero = ir.Constant(_FLOATS, [0.0] * GEOMETRY.lanes)
         alloca: Any = cgutils.alloca_once_value
-        sums = [
-            [alloca(builder, zero) for _ in range(GEOMETRY.vectors)]
-            for _ in range(rows)
-        ]
+        sums = [[alloca(builder, zero) for _ in range(GEOMETRY.vectors)] for _ in range(rows)]
         multiply_add = _declare_multiply_add(builder.module, kind)
         with cgutils.for_range(builder, depth) as loop:
             w_at = builder.add(w, builder.mul(loop.index, _I64(GEOMETRY.vectors * w_vector_bytes)))

@@ -1,0 +1,30 @@
+"""Receiving a JSON body within a limit."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from server.errors import RequestError
+
+# 1,024 prompts of 500 token ids each, or one text of a thousand pages
+MAX_BODY_BYTES = 4 << 20
+
+
+async def read_json_body(request: Request) -> bytes:
+    """Raises RequestError: 415 for another content type, 413 above MAX_BODY_BYTES."""
+    content_type = request.headers.get("content-type", "application/json")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError("The body must be JSON: Content-Type: application/json.", status=415)
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large()
+    return bytes(body)
+
+
+def _too_large() -> RequestError:
+    return RequestError(f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413)

@@ -1,0 +1,103 @@
+"""The api's view of the engine: every open sequence in a replayable state, and where its tokens go.
+
+A sequence is open from its submission to its last token, its abort, or the loss of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from server.api.generation import Generation, OpenSequence
+from server.errors import EngineGoneError
+from server.ipc.client import EngineLink
+from server.ipc.frames import Abort, EngineInfo, EngineStats, StepOutput, Submit, ToApi, Welcome
+from server.sequence import SamplingParams, SequenceRequest
+
+_log = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """Submits, routes and aborts. Reconnects by itself while `run` runs."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._link = EngineLink(socket_path, self._on_frame, self._on_lost)
+        self._open: dict[int, OpenSequence] = {}
+        self._next_seq_id = 0
+        self._welcomed = asyncio.Event()
+        self.info: EngineInfo | None = None  # of the present engine, or of the last one
+        self.stats: EngineStats | None = None
+        self.heard_at = time.monotonic()  # of the last frame; at first: since when we listen
+
+    async def run(self) -> None:
+        """Keeps the connection until cancelled."""
+        await self._link.run()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._welcomed.is_set()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    async def wait_connected(self) -> None:
+        await self._welcomed.wait()
+
+    def silence_s(self) -> float:
+        """Seconds since the engine said anything; it speaks at least once a second."""
+        return time.monotonic() - self.heard_at
+
+    async def submit(self, prompts: list[list[int]], n: int, params: SamplingParams) -> Generation:
+        """n choices of each prompt; choice c of prompt p has the index p * n + c.
+
+        Raises EngineGoneError without an engine. The caller must `close` the generation.
+        """
+        await self._link.drain()
+        generation = Generation(self._next_seq_id, len(prompts) * n, self.abort)
+        requests = [
+            SequenceRequest(self._next_seq_id + p * n + choice, prompt_ids, choice, params)
+            for p, prompt_ids in enumerate(prompts)
+            for choice in range(n)
+        ]
+        self._link.send(Submit(requests))
+        self._next_seq_id += len(requests)
+        for request in requests:
+            self._open[request.seq_id] = OpenSequence(request, generation)
+        return generation
+
+    def abort(self, seq_ids: Iterable[int]) -> None:
+        """Those of them that are open end at once, here and in the engine."""
+        still_open = [seq_id for seq_id in seq_ids if self._open.pop(seq_id, None) is not None]
+        if still_open and self._link.is_connected:
+            self._link.send(Abort(still_open))
+
+    def _on_frame(self, frame: ToApi) -> None:
+        self.heard_at = time.monotonic()
+        if isinstance(frame, StepOutput):
+            self._route(frame)
+        elif isinstance(frame, Welcome):
+            self.info = frame.info
+            self._welcomed.set()
+
+    def _route(self, frame: StepOutput) -> None:
+        self.stats = frame.stats
+        sequences = self._open
+        for output in frame.outputs:
+            sequence = sequences.get(output.seq_id)
+            if sequence is None:
+                continue  # aborted while this step was running
+            sequence.emitted_ids += output.token_ids
+            if output.finish_reason is not None:
+                del sequences[output.seq_id]
+            sequence.generation.deliver(output)
+
+    def _on_lost(self) -> None:
+        self._welcomed.clear()
+        lost, self._open = self._open, {}
+        if lost:
+            _log.warning("lost the engine with %d open sequences", len(lost))
+        for sequence in lost.values():
+            sequence.generation.fail(EngineGoneError("The engine went away."))

@@ -1,0 +1,44 @@
+"""The small routes: `GET /`, /version, /metrics, and a sentence where chat would be."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import HTMLResponse, Response
+
+from server import __version__
+from server.api.metrics import Metrics
+from server.errors import RequestError
+
+_LINKS = ("/v1/models", "/health", "/ready", "/version", "/metrics")
+_PAGE = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Continuo</title>
+<h1>Continuo {__version__}</h1>
+<p>Text is completed at <code>POST /v1/completions</code>, as with any OpenAI client.</p>
+<ul>{"".join(f'<li><a href="{link}">{link}</a></li>' for link in _LINKS)}</ul>
+</html>
+"""
+
+
+def pages_router(metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/")
+    async def index() -> Response:
+        return HTMLResponse(_PAGE)
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @router.get("/metrics")
+    async def metrics_page() -> Response:
+        return Response(metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @router.post("/v1/chat/completions")
+    async def chat() -> Response:
+        raise RequestError(
+            "Chat is not served: these models complete text. Use POST /v1/completions.", status=404
+        )
+
+    return router

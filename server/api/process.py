@@ -1,0 +1,73 @@
+"""An api process from its first line to its end: uvicorn on a socket that somebody else opened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.api.app import create_app
+from server.api.engine_client import EngineClient
+from server.config import ServeConfig
+from server.tokenizer import load_tokenizer
+
+_GRACE_S = 5  # running requests after SIGTERM; a container is given 10 s in all
+
+
+class _Server(uvicorn.Server):
+    """Ends with a return, not by its own signal; says when it can serve."""
+
+    def __init__(
+        self, config: uvicorn.Config, engine: EngineClient, on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._on_ready = on_ready
+        self._announcement: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.handle_exit)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announcement = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        await self._engine.wait_connected()
+        self._on_ready()
+
+
+def run_api(
+    config: ServeConfig, socket_path: str, listener: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    """Serves until SIGTERM or SIGINT. `on_ready` once requests can be answered.
+
+    `config` is resolved: the model directory and the served name are set. Raises ModelError.
+    """
+    engine = EngineClient(socket_path)
+    app = create_app(load_tokenizer(config.engine.model), config.served_model_name, engine)
+    _Server(uvicorn_config(app), engine, on_ready).run(sockets=[listener])
+
+
+def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )

@@ -1,0 +1,146 @@
+"""How a run of choices becomes HTTP: one JSON body, or a stream of events.
+
+While it lasts, the connection is watched: a client that hangs up ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.choice_stream import Delta
+from server.api.errors import error_of
+from server.api.generation import ClientGoneError, Generation
+from server.api.planning import Plan
+from server.api.replies import completion_json, join_deltas
+from server.api.run import Run
+from server.api.sse import DONE, PING, EventWriter, error_event
+
+_log = logging.getLogger(__name__)
+
+PING_AFTER_S = 15.0  # of silence; proxies cut connections that are silent for longer
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
+]
+
+
+class CompletionResponse(Response):
+    """Submits only when it is called, so that a run always has somebody who ends it."""
+
+    def __init__(self, start: Callable[[], Awaitable[Run]], plan: Plan) -> None:
+        super().__init__()
+        self._start = start
+        self._is_stream = bool(plan.request.stream)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        run = await self._start()
+        watcher = asyncio.create_task(_watch(receive, run.generation))
+        try:
+            await (_send_stream(run, send) if self._is_stream else _send_plain(run, send))
+        except ClientGoneError:
+            pass  # nobody is there to be told
+        finally:
+            watcher.cancel()
+            run.generation.close()
+
+
+async def _watch(receive: Receive, generation: Generation) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    generation.fail(ClientGoneError())
+
+
+async def _send_plain(run: Run, send: Send) -> None:
+    collected: list[list[Delta]] = [[] for _ in run.choices]
+    async with aclosing(run.deltas()) as batches:
+        async for deltas in batches:
+            for index, delta in deltas:
+                collected[index].append(delta)
+    choices = [join_deltas(index, deltas) for index, deltas in enumerate(collected)]
+    body = completion_json(run.head, choices, run.usage())
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_stream(run: Run, send: Send) -> None:
+    """Nothing is sent before there is something, so that earlier errors have their status code."""
+    has_started = False
+    try:
+        async with aclosing(_chunks(run)) as chunks:
+            async for chunk in chunks:
+                if not has_started:
+                    has_started = True
+                    await send(
+                        {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+                    )
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except ClientGoneError:
+        raise
+    except Exception as error:
+        if not has_started:
+            raise
+        _log.warning("a stream broke", exc_info=error)
+        event = error_event(error_of(error))
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _chunks(run: Run) -> AsyncGenerator[bytes, None]:
+    """One event per piece; several in one chunk only where several were waiting."""
+    options = run.plan.options
+    has_usage = bool(options.include_usage)
+    is_continuous = bool(options.continuous_usage_stats)
+    writer = EventWriter(run.head, len(run.choices), shows_usage=has_usage or is_continuous)
+    silence = _Silence(run.generation)
+    try:
+        async with aclosing(run.deltas()) as batches:
+            async for deltas in batches:
+                usage = run.usage() if is_continuous else None
+                chunk = b"".join([writer.event(index, delta, usage) for index, delta in deltas])
+                if chunk:
+                    silence.has_ended()
+                    yield chunk
+                elif silence.is_over_due():
+                    silence.has_ended()
+                    yield PING
+    finally:
+        silence.stop()
+    yield (writer.usage_event(run.usage()) if has_usage else b"") + DONE
+
+
+class _Silence:
+    """Nudges the run once a stream was silent for PING_AFTER_S. One timer, moved only when it is
+    due: moving it for every token would cost more than the token."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer = self._loop.call_at(self._since + PING_AFTER_S, self._on_timer)
+
+    def has_ended(self) -> None:
+        self._since = self._loop.time()
+
+    def is_over_due(self) -> bool:
+        return self._loop.time() >= self._since + PING_AFTER_S
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _on_timer(self) -> None:
+        if self.is_over_due():
+            self._generation.nudge()
+            self._timer = self._loop.call_later(PING_AFTER_S, self._on_timer)
+        else:
+            self._timer = self._loop.call_at(self._since + PING_AFTER_S, self._on_timer)

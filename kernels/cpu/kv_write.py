@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from kernels.cpu.compiled import kernel
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def write_kv(qkv: Any, k_cache: Any, v_cache: Any, slot_mapping: Any) -> None:
     """qkv [num_tokens, 3 * n_embd] of the caches' dtype; caches [blocks, heads, block_size, head_dim].
 

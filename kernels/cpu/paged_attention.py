@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.arrays import Array
+from kernels.cpu.compiled import kernel
 from kernels.cpu.scalar import exp, store, widen
 from kernels.cpu.token_tile import make_add_values, make_score_tokens
 
@@ -78,7 +79,7 @@ def _attend(
         store(out, d, result[d] / total)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _attend_tasks(
     qkv: Any, k_cache: Any, v_cache: Any, seq_lens: Any, rows: Any, block_tables: Any, scale: Any,
     out: Any, begin: int, end: int,
@@ -94,7 +95,7 @@ def _attend_tasks(
         _attend(qkv[row, columns], k_cache, v_cache, table, head, seq_len, scale, out[row, columns])
 
 
-@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+@kernel(parallel=True)
 def _attend_threads(
     qkv: Any, k_cache: Any, v_cache: Any, seq_lens: Any, rows: Any, block_tables: Any, scale: Any,
     out: Any, num_threads: int,

@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit, prange
 
 from kernels.cpu.arrays import Array
+from kernels.cpu.compiled import kernel
 from kernels.cpu.scalar import exp, store, widen
 from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 
@@ -126,7 +127,7 @@ def _attend_rows(
             store(target, d, result[i, d] / totals[i])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _attend_task(
     qkv: Any, k_cache: Any, v_cache: Any, cu_seqlens_q: Any, seq_lens: Any, rows: Any,
     block_tables: Any, scale: Any, out: Any, task: int,
@@ -150,7 +151,7 @@ def _attend_task(
         return
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def _count_tasks(cu_seqlens_q: Any, n_head: int) -> int:
     tasks = 0
     for chunk in range(len(cu_seqlens_q) - 1):
@@ -159,7 +160,7 @@ def _count_tasks(cu_seqlens_q: Any, n_head: int) -> int:
     return tasks
 
 
-@njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+@kernel(parallel=True)
 def _attend_threads(
     qkv: Any, k_cache: Any, v_cache: Any, cu_seqlens_q: Any, seq_lens: Any, rows: Any,
     block_tables: Any, scale: Any, out: Any, tasks: int,

@@ -27,7 +27,7 @@ _READ_BYTES = 1 << 20
 def system_fingerprint(
     model_dir: Path, dtype: str, never_sampled_ids: Iterable[int], cpu: dict[str, str] | None = None
 ) -> str:
-    """`fp_` and 16 hex digits. Reads every weight file whole: about 0.6 s for a GB with SHA extensions.
+    """`fp_` and 16 hex digits. Reads every weight file whole: 0.7 s for a GB on a CPU with SHA extensions.
 
     `cpu`: as of `host_cpu`, which is the default.
     """

@@ -1,6 +1,6 @@
-"""Makes .venv and installs the project into it. Run by the Makefile with any Python 3, so old syntax only.
+"""Makes .venv and installs the project into it. Run by the Makefile with any Python from 3.6 on, which it may find too old.
 
-    python3 .ci/set_up.py VENV TORCH      TORCH is auto, cpu or cuda
+python3 .ci/set_up.py VENV TORCH      TORCH is auto, cpu or cuda
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def main():
     check_machine()
     python = make_venv(venv)
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    say("installing torch (%s)" % torch)
+    say(f"installing torch ({torch})")
     install(pip, torch_arguments(pip, torch))
     say("installing continuo and what its tests need")
     install(pip, ["-e", PROJECT])
@@ -35,7 +35,7 @@ def main():
 
 
 def say(sentence):
-    sys.stderr.write("setup: %s\n" % sentence)
+    sys.stderr.write(f"setup: {sentence}\n")
     sys.stderr.flush()
 
 
@@ -46,41 +46,43 @@ def stop(sentence):
 
 def check_machine():
     if platform.system() != "Linux":
-        stop("Continuo runs on Linux (x86-64 or arm64); this is %s." % platform.system())
+        stop(f"Continuo runs on Linux (x86-64 or arm64); this is {platform.system()}.")
     if sys.version_info < (3, 10):
         stop(
-            "Continuo needs Python 3.10 or newer; %s is %s. Name another one: make PYTHON=python3.11 setup"
-            % (sys.executable, platform.python_version())
+            f"Continuo needs Python 3.10 or newer; {sys.executable} is {platform.python_version()}. "
+            "Name another one: make PYTHON=python3.11 setup"
         )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
         stop(
-            "%s has no venv module. On Debian and Ubuntu: sudo apt install python3-venv" % sys.executable
+            f"{sys.executable} has no venv module. On Debian and Ubuntu: sudo apt install python3-venv"
         )
     try:
         ctypes.CDLL("libgomp.so.1.0.0")  # numba's threads; the name it links
     except OSError:
-        stop("the OpenMP runtime libgomp is missing. On Debian and Ubuntu: sudo apt install libgomp1")
+        stop(
+            "the OpenMP runtime libgomp is missing. On Debian and Ubuntu: sudo apt install libgomp1"
+        )
 
 
 def make_venv(path):
     python = os.path.join(path, "bin", "python")
     if not os.path.exists(python):
-        say("making %s with %s" % (path, sys.executable))
+        say(f"making {path} with {sys.executable}")
         run([sys.executable, "-m", "venv", path], "the virtual environment could not be made")
     return python
 
 
 def run(command, failure):
     if subprocess.call(command) != 0:
-        stop("%s: %s" % (failure, " ".join(command)))
+        stop(f"{failure}: {' '.join(command)}")
 
 
 def install(pip, arguments):
     run(
-        pip + ["install", "-qq"] + CONSTRAINTS + arguments,
+        [*pip, "install", "-qq", *CONSTRAINTS, *arguments],
         "pip could not install everything (its own message is above)",
     )
 
@@ -90,7 +92,7 @@ def torch_arguments(pip, choice):
     if choice == "cuda" or (choice == "auto" and has_nvidia_driver()):
         return [TORCH]
     if choice not in ("auto", "cpu"):
-        stop("TORCH=%s is not auto, cpu or cuda." % choice)
+        stop(f"TORCH={choice} is not auto, cpu or cuda.")
     cuda_packages = cuda_packages_of(pip, [TORCH])
     if not cuda_packages:
         return [TORCH]
@@ -98,12 +100,12 @@ def torch_arguments(pip, choice):
         return ["--index-url", TORCH_CPU_INDEX, TORCH]
     if choice == "cpu":
         stop(
-            "TORCH=cpu: pip would fetch a CUDA build (%s, ...), and %s does not answer."
-            % (cuda_packages[0], TORCH_CPU_INDEX)
+            f"TORCH=cpu: pip would fetch a CUDA build ({cuda_packages[0]}, ...), and "
+            f"{TORCH_CPU_INDEX} does not answer."
         )
     say(
-        "no CPU build of torch is within reach (%s does not answer): pip installs the CUDA build, "
-        "which takes some gigabytes and runs on the CPU too" % TORCH_CPU_INDEX
+        f"no CPU build of torch is within reach ({TORCH_CPU_INDEX} does not answer): pip installs the "
+        "CUDA build, which takes some gigabytes and runs on the CPU too"
     )
     return [TORCH]
 
@@ -116,8 +118,8 @@ def cuda_packages_of(pip, arguments):
     """The CUDA packages that pip, with the machine's own settings, would install for torch."""
     with tempfile.TemporaryDirectory() as directory:
         report = os.path.join(directory, "report.json")
-        command = pip + ["install", "-qq", "--dry-run", "--ignore-installed", "--report", report]
-        run(command + CONSTRAINTS + arguments, "pip finds no torch for this machine")
+        command = [*pip, "install", "-qq", "--dry-run", "--ignore-installed", "--report", report]
+        run([*command, *CONSTRAINTS, *arguments], "pip finds no torch for this machine")
         with open(report) as file:
             names = [item["metadata"]["name"].lower() for item in json.load(file)["install"]]
     return [name for name in names if name.startswith(("nvidia-", "cuda-"))]

@@ -39,7 +39,9 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=loaded.max_model_len,
     )
-    return Assembled(Engine(scheduler, loaded.runner, loaded.vocab_size), _info(loaded), loaded.lines)
+    return Assembled(
+        Engine(scheduler, loaded.runner, loaded.vocab_size), _info(loaded), loaded.lines
+    )
 
 
 def _info(loaded: LoadedRunner) -> EngineInfo:

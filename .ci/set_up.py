@@ -1,6 +1,6 @@
-"""Makes .venv and installs the project into it. Run by the Makefile with any Python from 3.6 on, which it may find too old.
+"""Makes .venv and installs the project into it: python3 .ci/set_up.py VENV auto|cpu|cuda
 
-python3 .ci/set_up.py VENV TORCH      TORCH is auto, cpu or cuda
+Run by the Makefile with any Python from 3.6 on: one that is too old is told so.
 """
 
 import ctypes

@@ -119,7 +119,6 @@ class Supervisor:
         self._on_stopping = on_stopping  # once, before the first child is told to end
         self._is_announced = False
         self._is_stopping = False
-        self._num_stop_signals = 0
         self._exit_status = 0
         self._cause = ""  # the last line, when the status is not 0
         self._selector = selectors.DefaultSelector()
@@ -172,15 +171,13 @@ class Supervisor:
         self._selector.register(child.spawn(), selectors.EVENT_READ, child)
 
     def _take_signals(self) -> None:
-        for number in self._signals.recv(4096):
-            if number == signal.SIGCHLD:
-                continue
-            self._num_stop_signals += 1
-            if self._num_stop_signals == 1:
+        # a set: some senders signal us and our process group, which is us again
+        for number in set(self._signals.recv(4096)) - {signal.SIGCHLD}:
+            if not self._is_stopping:
                 _log.info("%s: stopping", signal.Signals(number).name)
                 self._stop(0, "")
-            else:
-                self._stop(128 + number, "Stopped at once by a second signal.")
+            elif number == signal.SIGINT:
+                self._stop(128 + number, "Stopped at once by a second Ctrl-C.")
                 for child in self._children:
                     child.kill()
 

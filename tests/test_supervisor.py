@@ -120,6 +120,20 @@ def test_a_stubborn_child_is_killed_after_its_time(supervised, tmp_path) -> None
     assert not any(exists(pid) for pid in it.pids("a") + it.pids("stubborn"))
 
 
+def test_a_second_ctrl_c_ends_a_slow_stop_and_a_second_sigterm_does_not(
+    supervised, tmp_path
+) -> None:
+    it = start(supervised, tmp_path, "a", "deaf")
+    it.wait_ready()
+    it.process.send_signal(signal.SIGTERM)
+    assert it.process.stdout.readline() == "stopping\n"
+    it.process.send_signal(signal.SIGTERM)
+    status, stderr = it.end(signal.SIGINT)
+    assert status == 128 + signal.SIGINT
+    assert stderr.count("SIGTERM: stopping") == 1
+    assert not any(exists(pid) for pid in it.pids("a") + it.pids("deaf"))
+
+
 def test_orphans_of_others_are_reaped(supervised, tmp_path) -> None:
     it = start(supervised, tmp_path, "orphan-maker")
     it.wait_ready()

@@ -25,7 +25,7 @@ def main() -> None:
     if name == "fault":
         lifeline.fault("ValueError: broken")
         sys.exit(1)
-    if name == "stubborn":
+    if name in ("stubborn", "deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if name == "orphan-maker":
         # the process in between ends without waiting for its child

@@ -1,7 +1,7 @@
 """The two inner loops of decode attention over a run of tokens that lie together, as LLVM vectors.
 
-Addresses instead of array slices: numba counts references of every slice, and that took four times as
-long as the arithmetic (45 ns a token and head of 64; 9 ns with these).
+About 10 ns a token and head of 64 while the blocks are in cache (one Zen 4 core, bf16), some 30 ns when 30
+sequences over 6 to 12 layers have pushed them out: then the wait for scattered blocks decides.
 """
 
 from __future__ import annotations

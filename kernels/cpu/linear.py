@@ -4,7 +4,8 @@
     packed bf16 with one (AVX512_BF16)               [panels, k / 2, PANEL, 2], seen as the same shape
 
 A panel is read once for all row tiles of its columns, so one row streams the weights (31 GB/s where a
-two-thread sum of the same bytes read 42) and many rows find them in L2. bf16 arrays are uint16 views; accumulation is fp32.
+two-thread sum of the same bytes read 42) and many rows find them in L2.
+bf16 arrays are uint16 views; accumulation is fp32.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server import __version__
 from server.api.completions import CompletionsRoute
@@ -20,7 +21,7 @@ from server.api.request_id import RequestIdMiddleware
 from server.tokenizer import Tokenizer
 
 
-def create_app(tokenizer: Tokenizer, model_name: str, engine: EngineClient) -> FastAPI:
+def create_app(tokenizer: Tokenizer, model_name: str, engine: EngineClient) -> ASGIApp:
     """Holds the connection to the engine from the app's start-up to its shutdown."""
 
     @asynccontextmanager
@@ -47,5 +48,4 @@ def create_app(tokenizer: Tokenizer, model_name: str, engine: EngineClient) -> F
     app.include_router(health_router(engine))
     app.include_router(pages_router(metrics))
     add_error_handlers(app)
-    app.add_middleware(RequestIdMiddleware)
-    return app
+    return RequestIdMiddleware(app)  # outermost: replies of the error handlers need the id, too

@@ -82,7 +82,7 @@ class ChoiceStream:
         texts: list[str] = []
         for position, token_id in enumerate(self._prompt_ids):
             if self._logprobs is not None:
-                offset = self._num_chars + self._decoder.breaks_pending(token_id)
+                offset = self._num_chars + self._decoder.num_chars_before(token_id)
                 self._logprobs.add(token_id, entries[position], offset)
             texts.append(self._decoder.feed(token_id))
             self._num_chars += len(texts[-1])
@@ -103,7 +103,7 @@ class ChoiceStream:
     ) -> Delta | None:
         self.num_tokens += 1
         if self._logprobs is not None:
-            offset = self._num_chars + self._decoder.breaks_pending(token_id)
+            offset = self._num_chars + self._decoder.num_chars_before(token_id)
             self._logprobs.add(token_id, logprobs, offset)
         is_hidden = finish == "stop" and not self._options.include_stop
         text = "" if is_hidden else self._decoder.feed(token_id)

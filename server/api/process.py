@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server.api.app import create_app
 from server.api.engine_client import EngineClient
@@ -57,7 +57,7 @@ def run_api(
     _Server(uvicorn_config(app), engine, on_ready).run(sockets=[listener])
 
 
-def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",

@@ -36,13 +36,18 @@ class StreamDecoder:
         self._pending = data[num_bytes:]
         return text
 
-    def breaks_pending(self, token_id: int) -> bool:
-        """Whether this token, if fed next, ends the pending character as U+FFFD before its own."""
+    def num_chars_before(self, token_id: int) -> int:
+        """How many characters would come out before this token's first one, if it were fed next.
+
+        0, unless it ends the pending bytes as U+FFFD instead of completing them.
+        """
         if not self._pending:
-            return False
+            return 0
         first_byte = self._text_bytes[token_id][:1]
+        if self._pending == b"\xed" and first_byte >= b"\xa0":
+            return 1  # the start of a surrogate, which Python gives up one byte late
         text, num_bytes = utf_8_decode(self._pending + first_byte, "replace", False)
-        return len(text) > 1 or (len(text) == 1 and num_bytes == len(self._pending))
+        return len(text) - (num_bytes > len(self._pending))
 
     def flush(self) -> str:
         """U+FFFD for a character that was never completed."""

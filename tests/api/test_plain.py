@@ -172,9 +172,7 @@ def test_echo_without_tokens(client: httpx.Client, engine: FakeEngine) -> None:
     assert len(reply["choices"][0]["logprobs"]["tokens"]) == 6
 
 
-def test_several_tokens_in_one_step_are_all_there(
-    client: httpx.Client, engine: FakeEngine
-) -> None:
+def test_several_tokens_in_one_step_are_all_there(client: httpx.Client, engine: FakeEngine) -> None:
     engine.tokens_per_step = 5
     reply = complete(client, max_tokens=13)
     assert reply["choices"][0]["text"] == "abcdefghijklm"

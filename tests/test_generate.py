@@ -1,0 +1,50 @@
+"""`continuo generate` as a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.serving import ROOT
+
+
+def generate(model: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "server", "generate", "--model", str(model), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
+
+
+def test_equal_seeds_give_equal_text_and_never_half_a_character(tiny_model_dir: Path) -> None:
+    prompt = "Once ä upon"
+    first, second, other = (
+        generate(tiny_model_dir, prompt, "--seed", seed, "--max-tokens", "40").stdout
+        for seed in ("5", "5", "6")
+    )
+    assert first.decode().startswith(prompt)
+    assert first == second != other
+
+
+def test_a_prompt_that_does_not_fit_is_a_sentence(tiny_model_dir: Path) -> None:
+    for prompt in ("", "x " * 100):
+        result = generate(tiny_model_dir, prompt, "--max-model-len", "64")
+        assert result.returncode == 2
+        (sentence,) = result.stderr.decode().splitlines()
+        assert sentence.startswith("continuo: ")
+        assert result.stdout == b""
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tiny_model_dir: Path) -> None:
+    command = [sys.executable, "-m", "server", "generate", "--model", str(tiny_model_dir)]
+    process = subprocess.Popen(
+        [*command, "Once", "--max-tokens", "16000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Oracle
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import server
 from server.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -230,3 +231,35 @@ def test_special_tokens_of_the_settings_files_are_known(oracle: Oracle, tmp_path
 def test_torch_is_not_imported() -> None:
     code = "import server.tokenizer, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Oracle, Tokenizer]:
+    directory = Path(server.__file__).parent / "assets" / "model"
+    return Oracle.from_file(str(directory / "tokenizer.json")), load_tokenizer(directory)
+
+
+words = st.sampled_from(
+    ["Once", " upon", " a", " time", " there", "'s", " was", "\n\n", " 42", "tt", "ing", "—", "é"]
+)
+
+
+@given(st.one_of(st.text(), st.lists(words, max_size=30).map("".join), st.text("etaoin shrdlu")))
+@settings(max_examples=300, deadline=None)
+def test_the_embedded_model_encodes_as_the_oracle_does(
+    embedded: tuple[Oracle, Tokenizer], text: str
+) -> None:
+    oracle, tokenizer = embedded
+    assert tokenizer.encode(text) == oracle_ids(oracle, text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_no_token_of_the_embedded_model_is_out_of_reach(
+    embedded: tuple[Oracle, Tokenizer],
+) -> None:
+    """Each one encodes to itself where its bytes are a text of one piece."""
+    oracle, tokenizer = embedded
+    for token_id in range(tokenizer.num_tokens):
+        text = tokenizer.whole_texts[token_id]
+        if text and len(oracle.pre_tokenizer.pre_tokenize_str(text)) == 1:
+            assert tokenizer.encode(text) == [token_id] == oracle_ids(oracle, text)

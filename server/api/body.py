@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from server.errors import RequestError
 
@@ -11,7 +11,7 @@ MAX_BODY_BYTES = 4 << 20
 
 
 async def read_json_body(request: Request) -> bytes:
-    """Raises RequestError: 415 for another content type, 413 above MAX_BODY_BYTES."""
+    """Raises RequestError: 415 for another content type, 413 above MAX_BODY_BYTES, 400 if it is cut."""
     content_type = request.headers.get("content-type", "application/json")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise RequestError("The body must be JSON: Content-Type: application/json.", status=415)
@@ -19,10 +19,13 @@ async def read_json_body(request: Request) -> bytes:
     if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
         raise _too_large()
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise _too_large()
+    except ClientDisconnect:
+        raise RequestError("The body ended before its announced length.") from None
     return bytes(body)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -11,8 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server.errors import EngineGoneError, RequestError
-
-_log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1  # an engine is back within seconds
 _SENTENCES = {
@@ -67,7 +64,7 @@ async def _http_exception(_: Request, exc: Exception) -> Response:
     return _response(exc.status_code, error_json(exc.status_code, message), exc.headers)
 
 
-async def _fault(request: Request, exc: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
+async def _fault(_: Request, exc: Exception) -> Response:
+    """starlette raises it again, and uvicorn logs it with its traceback."""
     # the same request would fail again: clients must not repeat it
     return _response(500, error_of(exc), {"x-should-retry": "false"})

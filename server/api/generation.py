@@ -20,6 +20,7 @@ class Generation:
     def __init__(
         self, first_seq_id: int, num_sequences: int, abort: Callable[[Iterable[int]], None]
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._first_seq_id = first_seq_id
         self._running = set(range(first_seq_id, first_seq_id + num_sequences))
         self._abort = abort
@@ -38,7 +39,7 @@ class Generation:
         Empty after a `nudge`. Raises what `fail` was given, but only after all outputs were read.
         """
         if not self._outputs and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:

@@ -19,7 +19,10 @@ def parse_completion(body: bytes) -> CompletionRequest:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:
         raise _request_error(error) from None
-    json.loads(body, object_pairs_hook=_without_duplicates)
+    try:
+        json.loads(body, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError):  # an endless number in a field that is ignored
+        raise _not_json() from None
     _check_together(request)
     return request
 
@@ -28,7 +31,7 @@ def _request_error(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     location = [str(part) for part in first["loc"]]
     if not location:
-        return RequestError("The body is not a valid JSON object.")
+        return _not_json()
     nested = len(location) > 1 and location[0] == "stream_options"
     name = ".".join(location[: 1 + nested])
     if first["type"] == "extra_forbidden":
@@ -39,6 +42,10 @@ def _request_error(error: ValidationError) -> RequestError:
     if name in NOT_BUILT:
         return not_supported(name)
     return RequestError(f"{name} must be {EXPECTED[name]}.", param=name)
+
+
+def _not_json() -> RequestError:
+    return RequestError("The body is not a valid JSON object.")
 
 
 def not_supported(name: str) -> RequestError:

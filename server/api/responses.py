@@ -20,6 +20,7 @@ from server.api.planning import Plan
 from server.api.replies import completion_json, join_deltas
 from server.api.run import Run
 from server.api.sse import DONE, PING, EventWriter, error_event
+from server.errors import EngineGoneError
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ async def _send_stream(run: Run, send: Send) -> None:
     except Exception as error:
         if not has_started:
             raise
-        _log.warning("a stream broke", exc_info=error)
+        if not isinstance(error, EngineGoneError):
+            _log.error("a stream failed", exc_info=error)
         event = error_event(error_of(error))
         await send({"type": "http.response.body", "body": event, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

@@ -164,6 +164,7 @@ def test_notes_of_the_sender_are_ignored(client: httpx.Client, name: str) -> Non
         b'{"prompt": "a", "user": ' + b"[" * 5000 + b"]" * 5000 + b"}",
         b'{"prompt": ' + b"[" * 100_000,
         b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "a", "metadata": ' + b"9" * 5000 + b"}",
         b'{"prompt": "a", "prompt": "b"}',
         b'{"prompt": "a", "logit_bias": {"65": 1, "65": 2}}',
         b'{"prompt": "a", "user": {"x": 1, "x": 2}}',

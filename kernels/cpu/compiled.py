@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from numba import njit
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def kernel(*, parallel: bool = False, fastmath: set[str] | None = None) -> Callable[[Any], Any]:
+_NOT_CACHED = "no directory for compiled kernels is writable: they are compiled at every start"
+
+
+def kernel(
+    *, parallel: bool = False, fastmath: set[str] | None = None
+) -> Callable[[Function], Function]:
     """Decorator of a kernel that Python calls. `fastmath` may hold "reassoc" and "contract" only.
 
     numba refuses `cache=True` where no cache directory is writable (NUMBA_CACHE_DIR, beside the file,
@@ -20,11 +26,12 @@ def kernel(*, parallel: bool = False, fastmath: set[str] | None = None) -> Calla
         "nogil": True, "error_model": "numpy", "parallel": parallel, "fastmath": fastmath or False
     }  # fmt: skip
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: Function) -> Function:
         try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError as error:
-            warnings.warn(f"{function.__name__} is compiled at every start: {error}", stacklevel=2)
-            return njit(**options)(function)
+            compiled: Function = njit(cache=True, **options)(function)
+        except RuntimeError:
+            warnings.warn(_NOT_CACHED, stacklevel=1)  # the same text and place: shown once
+            compiled = njit(**options)(function)
+        return compiled
 
     return decorate

@@ -7,8 +7,9 @@ vocabulary of 50,000 loses below one unit is less than 1e-7 of its sum.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kernels.cpu.compiled import kernel
 
 WEIGHT_ONE = float(2**40)
 
@@ -28,7 +29,7 @@ _SCALE = np.int32(127 + 40)  # exponent bias and the unit, added to the power of
 _EXPONENT_STEP = np.int32(1 << 23)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def exp_weights(x: NDArray[np.float32], x_max: np.float32, weights: NDArray[np.float32]) -> None:
     """weights[i] = exp(x[i] - x_max) * 2**40 to 2 ulp, for x[i] <= x_max; below 1 for -inf.
 
@@ -50,7 +51,7 @@ def exp_weights(x: NDArray[np.float32], x_max: np.float32, weights: NDArray[np.f
         weights[i] = p * np.int32(scale).view(np.float32)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def total_units(weights: NDArray[np.float32]) -> int:
     """The sum of the weights, each cut to whole units. 2 us for 50,257 on AVX-512."""
     total = 0
@@ -59,7 +60,7 @@ def total_units(weights: NDArray[np.float32]) -> int:
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def units_from(x: NDArray[np.float32], weights: NDArray[np.float32], threshold: np.float32) -> int:
     """The sum of the weights of all x >= threshold, each cut to whole units."""
     total = 0

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
+from kernels.cpu.compiled import kernel
 from kernels.cpu.fixed_point import WEIGHT_ONE, exp_weights, total_units
 from kernels.cpu.order import argmax, count_from
 from kernels.cpu.sampler import IDS_PER_WORKER
@@ -22,14 +23,14 @@ _NEG_INF = np.float32(-np.inf)
 _CHUNK = 64
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _load_row(logits: NDArray[np.float32], x: NDArray[np.float32]) -> None:
     for i in range(x.shape[0]):
         value = logits[i] + np.float32(0.0)  # -0.0 becomes 0.0
         x[i] = value if abs(value) <= _LIMIT else _NEG_INF
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _insert(
     token: int, value: np.float32, top_ids: NDArray[np.int32], top_values: NDArray[np.float32]
 ) -> None:
@@ -42,7 +43,7 @@ def _insert(
     top_values[place] = value
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _find_top(
     x: NDArray[np.float32], top_ids: NDArray[np.int32], top_values: NDArray[np.float32]
 ) -> None:
@@ -58,7 +59,7 @@ def _find_top(
                 _insert(first + i, chunk[i], top_ids, top_values)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _logprobs_every(
     worker: int,
     num_workers: int,
@@ -85,7 +86,7 @@ def _logprobs_every(
             top_values[row, i] = np.float32(np.float64(top_values[row, i] - x_max) - log_sum)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@kernel(parallel=True)
 def _logprobs_parallel(
     num_workers: int,
     logits: NDArray[np.float32],

@@ -7,9 +7,9 @@ and a pass over 50,257 values takes 2-3 us. Values are free of NaN and of -0.0.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kernels.cpu.compiled import kernel
 from kernels.cpu.fixed_point import units_from
 
 _MIN_KEY = np.int32(-(2**31))
@@ -18,21 +18,21 @@ _SIGN_SHIFT = np.int32(31)
 _CHUNK = 256
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def float_key(value: np.float32) -> np.int32:
     bits = np.float32(value).view(np.int32)
     key: np.int32 = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _MAGNITUDE))
     return key
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def key_float(key: np.int32) -> np.float32:
     bits = np.int32(key ^ np.int32(np.int32(key >> _SIGN_SHIFT) & _MAGNITUDE))
     value: np.float32 = np.int32(bits).view(np.float32)
     return value
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _max_key(bits: NDArray[np.int32]) -> np.int32:
     # Integers: LLVM vectorises a float maximum only when told that there are no NaNs.
     best: np.int32 = _MIN_KEY
@@ -42,7 +42,7 @@ def _max_key(bits: NDArray[np.int32]) -> np.int32:
     return best
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def argmax(x: NDArray[np.float32]) -> int:
     """Index of the largest value; the lowest index of equals."""
     bits = x.view(np.int32)
@@ -59,7 +59,7 @@ def argmax(x: NDArray[np.float32]) -> int:
     return start
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def count_from(x: NDArray[np.float32], threshold: np.float32) -> int:
     """How many values are >= threshold."""
     count = 0
@@ -68,7 +68,7 @@ def count_from(x: NDArray[np.float32], threshold: np.float32) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def kth_largest(x: NDArray[np.float32], x_max: np.float32, k: int) -> np.float32:
     """A threshold that exactly the k largest values reach, and all that equal the k-th. 1 <= k <= len.
 
@@ -88,7 +88,7 @@ def kth_largest(x: NDArray[np.float32], x_max: np.float32, k: int) -> np.float32
     return key_float(np.int32(low))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _keep_between(
     x: NDArray[np.float32],
     weights: NDArray[np.float32],
@@ -105,7 +105,7 @@ def _keep_between(
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def nucleus_threshold(
     x: NDArray[np.float32], x_max: np.float32, weights: NDArray[np.float32], target_units: int
 ) -> np.float32:

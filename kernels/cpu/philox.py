@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kernels.cpu.compiled import kernel
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -15,7 +16,7 @@ _WEYL_1 = np.uint32(0xBB67AE85)
 _HIGH = np.uint64(32)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _round(
     word_0: NDArray[np.uint32],
     word_1: NDArray[np.uint32],
@@ -33,7 +34,7 @@ def _round(
         word_3[i] = np.uint32(product_0)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def philox4x32_10(words: NDArray[np.uint32], key_0: np.uint32, key_1: np.uint32) -> None:
     """Replace each counter `words[:, i]` by its four random words. `words` is uint32 [4, n].
 

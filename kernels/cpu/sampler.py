@@ -26,9 +26,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
+from kernels.cpu.compiled import kernel
 from kernels.cpu.fixed_point import exp_weights, total_units
 from kernels.cpu.order import argmax, count_from, kth_largest, nucleus_threshold
 from kernels.cpu.philox import philox4x32_10
@@ -48,7 +49,7 @@ _LOG2_V_BIAS = np.float32(127 + 32)  # fp32 exponent bias; v = word * 2**-32
 _WORD_MASK = np.uint64(0xFFFFFFFF)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _load_row(
     logits: NDArray[np.float32], token_mask: NDArray[np.float32], x: NDArray[np.float32]
 ) -> None:
@@ -57,13 +58,13 @@ def _load_row(
         x[i] = value if abs(value) <= _LIMIT else _NEG_INF
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _cut(value: np.float32) -> np.float32:
     cut: np.float32 = min(max(value, -_LIMIT), _LIMIT)
     return cut
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _apply_edits(x: NDArray[np.float32], edits: LogitEdits, index: int) -> None:
     for i in range(edits.starts[index], edits.starts[index + 1]):
         token = edits.token_ids[i]
@@ -71,7 +72,7 @@ def _apply_edits(x: NDArray[np.float32], edits: LogitEdits, index: int) -> None:
         x[token] = _NEG_INF if value == _NEG_INF else _cut(value)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _penalised(
     value: np.float32,
     count: int,
@@ -88,7 +89,7 @@ def _penalised(
     return value
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _apply_penalties(x: NDArray[np.float32], rows: SamplingRows, row: int) -> None:
     # Counted anew from the row's ids each time: no state that a replay would have to rebuild.
     presence = rows.presence_penalty[row]
@@ -105,7 +106,7 @@ def _apply_penalties(x: NDArray[np.float32], rows: SamplingRows, row: int) -> No
             counts[token] = -1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _compact(x: NDArray[np.float32], threshold: np.float32, kept: NDArray[np.float32]) -> int:
     num_kept = 0
     for i in range(x.shape[0]):
@@ -115,7 +116,7 @@ def _compact(x: NDArray[np.float32], threshold: np.float32, kept: NDArray[np.flo
     return num_kept
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _threshold(
     z: NDArray[np.float32], z_max: np.float32, top_k: int, top_p: np.float32, min_p: np.float32
 ) -> np.float32:
@@ -135,7 +136,7 @@ def _threshold(
     return min(lowest, z_max)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def gumbel_noise(word: np.uint32) -> np.float32:
     """Finite for every word: v lies in [2**-33, 1 - 2**-33], which float64 holds exactly."""
     v = (np.float64(word) + 0.5) * 2.0**-32
@@ -143,7 +144,7 @@ def gumbel_noise(word: np.uint32) -> np.float32:
     return noise
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _fill_words(
     words: NDArray[np.uint32], first_group: int, position: int, choice: int, seed: np.uint64
 ) -> None:
@@ -155,7 +156,7 @@ def _fill_words(
     philox4x32_10(words, np.uint32(seed & _WORD_MASK), np.uint32(seed >> np.uint64(32)))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _num_contenders(
     z: NDArray[np.float32],
     words: NDArray[np.uint32],
@@ -177,7 +178,7 @@ def _num_contenders(
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _gumbel_argmax(
     z: NDArray[np.float32],
     mode: int,
@@ -211,7 +212,7 @@ def _gumbel_argmax(
     return token
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _sample_row(
     logits: NDArray[np.float32],
     token_mask: NDArray[np.float32],
@@ -244,7 +245,7 @@ def _sample_row(
     return _gumbel_argmax(x, mode, lowest, rows.num_tokens[row], rows.choice[row], seed)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _sample_every(
     worker: int,
     num_workers: int,
@@ -260,7 +261,7 @@ def _sample_every(
         sampled[i] = _sample_row(logits[i], token_mask, i, row_ids[i], rows, edits, x)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@kernel(parallel=True)
 def _sample_parallel(
     num_workers: int,
     logits: NDArray[np.float32],

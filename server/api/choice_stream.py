@@ -33,6 +33,7 @@ class Delta(NamedTuple):
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    num_tokens: int  # of the choice, up to and with this piece
 
 
 class ChoiceStream:
@@ -135,4 +136,4 @@ class ChoiceStream:
         if self._echoed:
             text, self._echoed = self._echoed + text, ""
         logprobs = self._logprobs.take() if self._logprobs is not None else None
-        return Delta(text, logprobs, reason, stop_reason)
+        return Delta(text, logprobs, reason, stop_reason, self.num_tokens)

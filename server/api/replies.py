@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.api.choice_stream import ChoiceStream, Delta
+from server.api.choice_stream import Delta
 from server.api.logprobs import Logprobs
 from server.sequence import FinishReason
 
@@ -51,15 +51,12 @@ class Completion(msgspec.Struct, frozen=True):
     seed: int
 
 
-def usage_of(choices: Sequence[ChoiceStream], n: int, num_prompt_tokens: int) -> Usage:
-    """Usage so far. A prompt's cached tokens are those that its first choice found."""
-    num_tokens = sum(choice.num_tokens for choice in choices)
-    num_cached = sum(choice.num_cached_tokens for choice in choices[::n])
+def usage_of(num_prompt_tokens: int, num_tokens: int, num_cached_tokens: int) -> Usage:
     return Usage(
         num_prompt_tokens,
         num_tokens,
         num_prompt_tokens + num_tokens,
-        PromptTokensDetails(num_cached),
+        PromptTokensDetails(num_cached_tokens),
     )
 
 

@@ -108,8 +108,14 @@ async def _chunks(run: Run) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(run.deltas()) as batches:
             async for deltas in batches:
-                usage = run.usage() if is_continuous else None
-                chunk = b"".join([writer.event(index, delta, usage) for index, delta in deltas])
+                chunk = b"".join(
+                    [
+                        writer.event(
+                            index, delta, run.usage_with(index, delta) if is_continuous else None
+                        )
+                        for index, delta in deltas
+                    ]
+                )
                 if chunk:
                     silence.has_ended()
                     yield chunk

@@ -28,9 +28,23 @@ class Run:
         self.generation = generation
         self.choices = choices
         self._timers = timers
+        self._shown = [0] * len(choices)  # tokens per choice that usage_with has counted
+        self._num_shown = 0
 
     def usage(self) -> Usage:
-        return usage_of(self.choices, self.plan.n, self.plan.num_prompt_tokens)
+        """Of all that came so far."""
+        return self._usage(sum(choice.num_tokens for choice in self.choices))
+
+    def usage_with(self, index: int, delta: Delta) -> Usage:
+        """Of all pieces up to this one; to be asked once for each, in order."""
+        self._num_shown += delta.num_tokens - self._shown[index]
+        self._shown[index] = delta.num_tokens
+        return self._usage(self._num_shown)
+
+    def _usage(self, num_tokens: int) -> Usage:
+        """A prompt's cached tokens are those that its first choice found."""
+        num_cached = sum(choice.num_cached_tokens for choice in self.choices[:: self.plan.n])
+        return usage_of(self.plan.num_prompt_tokens, num_tokens, num_cached)
 
     async def deltas(self) -> AsyncGenerator[list[tuple[int, Delta]], None]:
         """Until every choice has ended; whatever ends it early, the engine is told.

@@ -82,8 +82,12 @@ def test_usage_comes_last_without_a_choice(client: httpx.Client) -> None:
     assert chunks[-1]["usage"]["total_tokens"] == 7
 
 
-def test_continuous_usage_grows_to_the_final_one(client: httpx.Client) -> None:
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+def test_continuous_usage_grows_to_the_final_one(
+    client: httpx.Client, engine: FakeEngine, tokens_per_step: int
+) -> None:
     """As guidellm asks."""
+    engine.tokens_per_step = tokens_per_step
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = read_chunks(client, max_tokens=4, stop=None, ignore_eos=True, stream_options=options)
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 4]

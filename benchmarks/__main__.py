@@ -1,0 +1,31 @@
+"""`python -m benchmarks`: run all or some, print tables, write JSON and plots to a folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from benchmarks.report import RESULTS
+
+BENCHMARKS = {  # name: module
+    "host_time": "benchmarks.serving.host_time",
+    "startup": "benchmarks.serving.startup",
+    "decode_124m": "benchmarks.serving.decode_124m",
+    "http_tax": "benchmarks.serving.http_tax",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and plots")
+    args = parser.parse_args()
+    for name in args.only:
+        report = importlib.import_module(BENCHMARKS[name]).run()
+        report.print()
+        report.save(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ unedited.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ During training (windows that do not overlap, hence a little higher):
 
 {recipe}
 
+{training_notes}
+
 ## Data and licences
 
 {data_card}
@@ -118,10 +121,12 @@ class CardFacts:
 def render_card(facts: CardFacts) -> str:
     config, progress = facts.config, facts.progress
     trained_tokens = progress.step * config.tokens_per_step
-    data_card, _, limits = (facts.data_card or DEFAULT_DATA_CARD).partition("\n## Limits\n")
-    return TEMPLATE.format(
-        **vars(facts) | {"data_card": data_card.strip(), "samples": _format_samples(facts.samples)},
-        limits=limits.strip(),
+    notes = _split_notes(facts.data_card or DEFAULT_DATA_CARD)
+    texts = {"data_card": notes[""], "samples": _format_samples(facts.samples)}
+    card = TEMPLATE.format(
+        **vars(facts) | texts,
+        training_notes=notes.get("Training", ""),
+        limits=notes.get("Limits", ""),
         trained_tokens=trained_tokens,
         epochs=trained_tokens / facts.train_tokens,
         wall_min=progress.wall_s / 60,
@@ -133,6 +138,16 @@ def render_card(facts: CardFacts) -> str:
         sample_tokens=SAMPLE_TOKENS,
         seed=SAMPLE_SEED,
     )
+    return re.sub(r"\n{3,}", "\n\n", card)  # a note that is absent leaves no gap
+
+
+def _split_notes(text: str) -> dict[str, str]:
+    """What stands before the first `## Heading` under "", each section under its heading."""
+    pieces = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return {"": pieces[0].strip()} | {
+        heading.strip(): body.strip()
+        for heading, body in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
 
 
 def _format_history(progress: Progress) -> str:

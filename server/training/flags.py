@@ -34,7 +34,8 @@ def _add_export_arguments(group: Group) -> None:
         "--data-card",
         type=Path,
         metavar="FILE",
-        help="Markdown on data and licences, for the model card",
+        help="Markdown on data and licences for the model card; sections `## Training` and "
+        "`## Limits`, if any, are added to those of the card",
     )
     group.add_argument(
         "--attach",

@@ -30,7 +30,7 @@ def run(out: Path, text_file: Path, *flags: str) -> int:
 
 def test_trains_exports_and_writes_an_honest_card(tmp_path: Path, text_file: Path) -> None:
     notes, credits = tmp_path / "data.md", tmp_path / "CREDITS.tsv"
-    notes.write_text("Tales of our own.\n\n## Limits\n\nOnly foxes.\n")
+    notes.write_text("Tales of our own.\n\n## Limits\n\nOnly foxes.\n\n## Training\n\nBy hand.\n")
     credits.write_text("a fox\n")
     flags = ("--steps=8", f"--data-card={notes}", f"--attach={credits}", "--title=Fox")
     assert run(tmp_path / "out", text_file, *flags) == 0
@@ -39,7 +39,7 @@ def test_trains_exports_and_writes_an_honest_card(tmp_path: Path, text_file: Pat
     assert "# Fox" in card
     assert "| tokens trained | 1,024 (" in card
     assert "Tales of our own." in card
-    assert "Only foxes." in card
+    assert card.index("By hand.") < card.index("Tales of our own.") < card.index("Only foxes.")
     assert "continuo train --data tiny.txt --valid tiny.txt --out OUT" in card
     assert "--steps 8 " in card
     assert "--threads 1" in card

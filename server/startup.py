@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -79,11 +80,20 @@ def _writable_cache_dir() -> Path:
         with tempfile.TemporaryFile(dir=cache_dir):
             return cache_dir
     except OSError as error:
-        fallback = Path(tempfile.gettempdir()) / f"continuo-cache-{os.getuid()}"
+        fallback = _private_dir(Path(tempfile.gettempdir()) / f"continuo-cache-{os.getuid()}")
         _log.warning(
             "cannot write %s (%s): compiled kernels go to %s", cache_dir, error.strerror, fallback
         )
         return fallback
+
+
+def _private_dir(path: Path) -> Path:
+    """Compiled code is run: a directory that another user could have made is not taken."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix="continuo-cache-"))
 
 
 def available_cores() -> int:

@@ -82,7 +82,8 @@ def test_a_client_that_goes_away_leaves_nothing_running(server: Server) -> None:
     running = "vllm:num_requests_running"
     request = body(max_tokens=LONG, ignore_eos=True)
     with server.client.stream("POST", "/v1/completions", json={**request, "stream": True}) as got:
-        next(events(got))
+        received = events(got)  # kept: a dropped iterator would close the connection
+        next(received)
         wait_for(lambda: server.metric(running) == 1, "the stream is running")
     wait_for(lambda: server.metric(running) == 0, "the stream's sequence is gone")
     with pytest.raises(httpx.ReadTimeout):

@@ -5,17 +5,23 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.cpu import linear, paged_attention, prefill_attention
+from kernels.cpu import linear, logprobs, paged_attention, prefill_attention, sampler
 from kernels.cpu.arrays import as_array
 from kernels.cpu.embedding import embed
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
+from kernels.sampling_rows import LogitEdits, SamplingRows
 
 _WIDTH = 8
 
 
 def warm_up(dtype: torch.dtype) -> None:
-    """Runs each kernel once on one row of zeros, on one thread and on as many as are set."""
+    """Runs each kernel once on one row of zeros, on one thread and in its parallel form."""
+    _warm_up_model(dtype)
+    _warm_up_sampling()
+
+
+def _warm_up_model(dtype: torch.dtype) -> None:
     one = np.float32(1.0)
     fp32 = as_array(torch.zeros(1, _WIDTH))
     hidden, qkv = (as_array(torch.zeros(1, width, dtype=dtype)) for width in (_WIDTH, 3 * _WIDTH))
@@ -38,3 +44,29 @@ def warm_up(dtype: torch.dtype) -> None:
     prefill_attention._count_tasks(borders, 1)
     prefill_attention._attend_task(*prefill, 0)
     prefill_attention._attend_threads(*prefill, 1)
+
+
+def _warm_up_sampling() -> None:
+    logits, mask = np.zeros((1, _WIDTH), np.float32), np.zeros(_WIDTH, np.float32)
+    index, values = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    rows = SamplingRows(
+        token_ids=np.zeros((1, 2), np.int32),
+        num_tokens=index + 1,
+        num_prompt_tokens=index,
+        choice=index,
+        seed=np.zeros(1, np.int64),
+        temperature=values + 1,
+        top_k=index + 2,
+        top_p=values,
+        min_p=values,
+        presence_penalty=values,
+        frequency_penalty=values,
+        repetition_penalty=values + 2,
+    )
+    edits = LogitEdits(np.array([0, 1], np.int32), index, values)
+    sampling = logits, mask, index, rows, edits, np.zeros(1, np.int64)
+    sampler._sample_every(0, 1, *sampling)
+    sampler._sample_parallel(1, *sampling)
+    measuring = logits, np.zeros(1, np.int64), values, np.zeros((1, 1), np.int32), values[None]
+    logprobs._logprobs_every(0, 1, *measuring)
+    logprobs._logprobs_parallel(1, *measuring)

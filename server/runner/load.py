@@ -14,6 +14,7 @@ import torch
 
 from kernels.cpu.threads import set_threads
 from kernels.cpu.tile import HAS_BF16_DOT
+from kernels.cpu.warm_up import warm_up
 from server.config import EngineConfig
 from server.errors import ConfigError
 from server.model.config import GPTConfig, read_config
@@ -22,7 +23,6 @@ from server.model.load import load_model
 from server.runner.cpu_runner import CpuRunner
 from server.runner.fingerprint import system_fingerprint
 from server.runner.memory import available_bytes, plan_memory
-from server.runner.warm_up import warm_up
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -92,7 +92,7 @@ def build_runner(
             max_model_len=max_model_len,
             never_sampled_ids=never_sampled_ids,
         )
-        warm_up(runner, config.max_num_seqs, gpt_config.vocab_size, plan.num_blocks)
+        warm_up(dtype)
     lines.append(f"threads {num_threads}")
     if plan.is_capped:
         lines.append(

@@ -21,7 +21,6 @@ from server.api.replies import completion_json, join_deltas
 from server.api.run import Run
 from server.api.sse import DONE, PING, EventWriter, error_event
 from server.errors import EngineGoneError
-from server.errors import EngineGoneError
 
 _log = logging.getLogger(__name__)
 

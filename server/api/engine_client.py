@@ -98,7 +98,6 @@ class EngineClient:
         self._welcomed.clear()
         lost, self._open = self._open, {}
         if lost:
-            if lost:
             _log.warning("lost the engine with %d open sequences", len(lost))
         for sequence in lost.values():
             sequence.generation.fail(EngineGoneError("The engine went away."))

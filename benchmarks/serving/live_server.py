@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,12 +32,17 @@ def live_server(*flags: str) -> Iterator[tuple[int, float]]:
     port = free_port()
     started = time.perf_counter()
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield port, _wait_until_ready(process, port) - started
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield port, _wait_until_ready(process, port) - started
+        except Exception:
+            log.seek(0)
+            print(log.read().decode(errors="replace"), file=sys.stderr)
+            raise
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> float:

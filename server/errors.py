@@ -2,7 +2,8 @@
 
 ContinuoError
 ├── ConfigError          an operator's mistake: a flag, a missing file, a busy port, too little memory
-│   └── ModelError       the model directory: config.json, weights or tokenizer files
+│   ├── ModelError       the model directory: config.json, weights or tokenizer files
+│   └── TrainingError    `continuo train` cannot go on (server/training/errors.py)
 ├── RequestError         a client's mistake; becomes a 4xx
 │   └── ContextLengthError   prompt + max_tokens does not fit
 └── EngineGoneError      the engine process died or is not connected; becomes a 503 or an error event

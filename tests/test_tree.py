@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,9 +82,12 @@ def test_the_danger_finder_finds() -> None:
     assert list(_dangers(ast.parse(code))) == ["pickle", "jinja2", "eval", "torch.load"]
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git knows which files are the project's")
 def test_no_path_of_this_machine_is_in_the_project() -> None:
+    places = [f"{path}/" for path in (ROOT, Path.home()) if len(path.parts) > 1]
+    patterns = [argument for place in places for argument in ("-e", place)]
     listed = subprocess.run(
-        ["git", "grep", "-lF", "-e", str(ROOT.parent) + "/", "-e", str(Path.home()) + "/"],
+        ["git", "-c", "safe.directory=*", "grep", "-lF", *patterns, "--", ".", ":!Dockerfile"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -40,6 +40,7 @@ def create_app(tokenizer: Tokenizer, model_name: str, engine: EngineClient) -> A
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host header that a client made up
     )
     metrics = Metrics(model_name, engine)
     completions = CompletionsRoute(tokenizer, model_name, engine, metrics)

@@ -96,6 +96,7 @@ class EngineClient:
 
     def _on_lost(self) -> None:
         self._welcomed.clear()
+        self.stats = None
         lost, self._open = self._open, {}
         if lost:
             _log.warning("lost the engine with %d open sequences", len(lost))

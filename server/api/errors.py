@@ -65,6 +65,6 @@ async def _http_exception(_: Request, exc: Exception) -> Response:
 
 
 async def _fault(_: Request, exc: Exception) -> Response:
-    """starlette raises it again, and uvicorn logs it with its traceback."""
+    """starlette raises it again, and uvicorn logs it with its traceback and closes the connection."""
     # the same request would fail again: clients must not repeat it
-    return _response(500, error_of(exc), {"x-should-retry": "false"})
+    return _response(500, error_of(exc), {"x-should-retry": "false", "Connection": "close"})

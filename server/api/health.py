@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.engine_client import EngineClient
 
-READY_SILENCE_S = 3.0  # the engine speaks once a second, also when idle
+READY_SILENCE_S = 3.0  # the engine speaks twice a second, also when idle
 # A restarting engine is being kept alive: an orchestrator must not kill the whole server for it.
 HEALTH_SILENCE_S = 60.0
 

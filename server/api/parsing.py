@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.api.protocol import EXPECTED, NOT_BUILT, CompletionRequest
+from server.api.protocol import DEFAULT_MAX_TOKENS, EXPECTED, NOT_BUILT, CompletionRequest
 from server.errors import RequestError
 
 _MAX_NAME_CHARS = 64  # of a field name of the client's that a message repeats
@@ -67,5 +67,10 @@ def _check_together(request: CompletionRequest) -> None:
         raise RequestError("max_tokens may be 0 only with echo.", param="max_tokens")
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options needs stream.", param="stream_options")
+    max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if (request.min_tokens or 0) > max_tokens:
+        raise RequestError(
+            f"min_tokens must not be above max_tokens, which is {max_tokens}.", param="min_tokens"
+        )
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise not_supported("best_of")

@@ -11,13 +11,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.protocol import CompletionRequest, StreamOptions
+from server.api.protocol import DEFAULT_MAX_TOKENS, CompletionRequest, StreamOptions
 from server.errors import ContextLengthError, RequestError
 from server.ipc.frames import EngineInfo
 from server.sequence import SamplingParams
 from server.tokenizer import Tokenizer
 
-DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 1024  # prompts x n of one request: what its frames and its answer must hold
 # prompts x n x (prompt + max_tokens) x (1 + logprobs): 64 full contexts of 2,048 tokens with 20
 # logprobs each fit; the answer then is some 100 MB
@@ -144,6 +143,8 @@ def _logit_bias(
             raise RequestError(
                 "logit_bias has a key that is not the id of a token.", param="logit_bias"
             )
+        if int(name) in biases:
+            raise RequestError("logit_bias names a token twice.", param="logit_bias")
         biases[int(name)] = bias
     return tuple(biases.items())
 

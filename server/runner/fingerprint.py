@@ -15,10 +15,9 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-import kernels
-import server.model
-
 _PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy")
+_ROOT = Path(__file__).resolve().parents[2]
+_DECIDING_ROOMS = ("kernels", "server/model", "server/runner", "server/tokenizer")
 # Everything of a model directory that may be read: weights, config and tokenizer.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
 _READ_BYTES = 1 << 20
@@ -78,11 +77,7 @@ def _versions() -> dict[str, str]:
     return installed
 
 
-def _sources_sha256() -> str:
-    """Of our own code that makes numbers: kernels and model."""
-    digests = {}
-    for package in (kernels, server.model):
-        root = Path(str(package.__file__)).parent
-        for path in root.rglob("*.py"):
-            digests[f"{package.__name__}/{path.relative_to(root)}"] = file_sha256(path)
-    return _sha256_of(digests)
+def _sources_sha256(root: Path = _ROOT) -> str:
+    """Of our own code that decides bytes."""
+    paths = [path for room in _DECIDING_ROOMS for path in (root / room).rglob("*.py")]
+    return _sha256_of({str(path.relative_to(root)): file_sha256(path) for path in paths})

@@ -112,13 +112,13 @@ def weights_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
     embeddings = (config.vocab_size + config.n_positions) * n
     head = config.vocab_size * n
     linears = config.n_layer * (4 * n * n + 2 * n * inner)
-    vectors = config.n_layer * (9 * n + inner) + 2 * n  # biases and LayerNorms
-    return (embeddings + head + linears + vectors) * dtype.itemsize
+    vectors = config.n_layer * (9 * n + inner) + 2 * n  # biases and LayerNorms, in fp32
+    return (embeddings + head + linears) * dtype.itemsize + vectors * 4
 
 
 def _workspace_bytes(config: GPTConfig, dtype: torch.dtype, num_tokens: int) -> int:
-    # fp32 residual; hidden, attended, delta, qkv (3) and the MLP's inner rows in the compute dtype
-    row = 4 * config.n_embd + dtype.itemsize * (6 * config.n_embd + config.n_inner)
+    # fp32 residual; hidden, qkv (3) and the MLP's inner rows in the compute dtype
+    row = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
     return num_tokens * row + LOGITS_BYTES
 
 

@@ -55,6 +55,11 @@ def _read_settings(directory: Path) -> _Settings:
     config = _read_object(directory / "config.json")
     named = _read_object(directory / "special_tokens_map.json")
     named |= _read_object(directory / "tokenizer_config.json")
+    for key in ("add_prefix_space", "add_bos_token"):
+        if named.get(key) is True:
+            raise ModelError(
+                f"{directory / 'tokenizer_config.json'} sets {key}, which is not served."
+            )
     keys = ("bos_token", "eos_token", "unk_token", "pad_token")
     names = [_spelling(named.get(key)) for key in keys]
     return _Settings(

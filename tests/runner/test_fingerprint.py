@@ -45,17 +45,18 @@ def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(set(found)) == len(found)
 
 
-def test_the_sources_are_those_of_kernels_and_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = fingerprint._sources_sha256()
-    assert before == fingerprint._sources_sha256()
-    package = Path(shutil.copytree(Path(str(fingerprint.kernels.__file__)).parent, tmp_path / "k"))
-    monkeypatch.setattr(fingerprint.kernels, "__file__", str(package / "__init__.py"))
+@pytest.mark.parametrize(
+    "room", ["kernels/cpu", "server/model", "server/runner", "server/tokenizer"]
+)
+def test_the_sources_of_each_room_that_decides_bytes_count(tmp_path: Path, room: str) -> None:
+    for name in ("kernels", "server"):
+        ignored = shutil.ignore_patterns("__pycache__", "assets")
+        shutil.copytree(fingerprint._ROOT / name, tmp_path / name, ignore=ignored)
+    before = fingerprint._sources_sha256(tmp_path)
     assert before == fingerprint._sources_sha256(), "where it is installed does not matter"
-    sampler = package / "cpu" / "sampler.py"
-    sampler.write_text(sampler.read_text() + "\n")
-    assert before != fingerprint._sources_sha256()
+    source = tmp_path / room / "__init__.py"
+    source.write_text(source.read_text() + "\n")
+    assert before != fingerprint._sources_sha256(tmp_path)
 
 
 def test_another_process_finds_the_same(model_dir: Path) -> None:

@@ -33,15 +33,18 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
         )
     gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
     loaded = build_runner(config, gaps, available_cores())
+    return Assembled(engine_of(loaded), _info(loaded), loaded.lines)
+
+
+def engine_of(loaded: LoadedRunner) -> Engine:
+    """An engine over a runner; needs no tokenizer."""
     scheduler = Scheduler(
-        BlockManager(loaded.num_blocks, PrefixCache(config.block_size)),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        BlockManager(loaded.num_blocks, PrefixCache(loaded.config.block_size)),
+        max_num_seqs=loaded.config.max_num_seqs,
+        max_num_batched_tokens=loaded.config.max_num_batched_tokens,
         max_model_len=loaded.max_model_len,
     )
-    return Assembled(
-        Engine(scheduler, loaded.runner, loaded.vocab_size), _info(loaded), loaded.lines
-    )
+    return Engine(scheduler, loaded.runner, loaded.vocab_size)
 
 
 def _info(loaded: LoadedRunner) -> EngineInfo:

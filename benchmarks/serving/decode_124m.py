@@ -26,21 +26,11 @@ TOKENS = 64
 
 def continuo_case(folder: Path, dtype: Any, streams: int) -> Callable[[], float]:
     """Tokens/s of `streams` greedy sequences, prefill included."""
-    from server.engine.block_manager import BlockManager
-    from server.engine.engine import Engine
-    from server.engine.prefix_cache import PrefixCache
-    from server.engine.scheduler import Scheduler
+    from server.assembly import engine_of
     from server.runner.load import build_runner
 
     config = EngineConfig(model=str(folder), dtype=dtype, max_num_seqs=8, max_model_len=256)
-    loaded = build_runner(config, [], available_cores())
-    scheduler = Scheduler(
-        BlockManager(loaded.num_blocks, PrefixCache(config.block_size)),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=loaded.max_model_len,
-    )
-    engine = Engine(scheduler, loaded.runner, loaded.vocab_size)
+    engine = engine_of(build_runner(config, [], available_cores()))
 
     def case() -> float:
         params = SamplingParams(max_tokens=TOKENS, seed=0, temperature=0.0)

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from kernels.cpu import linear, logprobs, paged_attention, prefill_attention, sampler
+from server.assembly import engine_of
 from server.config import EngineConfig
-from server.engine.block_manager import BlockManager
-from server.engine.engine import Engine
-from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import Scheduler
 from server.runner.load import build_runner
 from server.sequence import SamplingParams, SequenceRequest
 
@@ -42,11 +39,7 @@ def test_no_kernel_is_compiled_after_the_start(
         monkeypatch.setattr(paged_attention, "_PARALLEL_ELEMENTS", 1 << 10)
         for module in (sampler, logprobs):
             monkeypatch.setattr(module, "IDS_PER_WORKER", 1)
-        blocks = BlockManager(loaded.num_blocks, PrefixCache(config.block_size))
-        scheduler = Scheduler(
-            blocks, max_num_seqs=8, max_num_batched_tokens=512, max_model_len=1024
-        )
-        engine = Engine(scheduler, loaded.runner, loaded.vocab_size)
+        engine = engine_of(loaded)
         for seq_id in range(8):
             params = SamplingParams(
                 max_tokens=20,

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load, save_file
 
 from tests.serving import ROOT, Server
 from tests.waiting import is_alive, wait_for
@@ -58,7 +60,7 @@ def test_nothing_outlives_a_killed_supervisor(server: Server) -> None:
 
 
 def refused(*flags: str) -> str:
-    """What `continuo serve` says when it cannot start: exactly one sentence on stderr, status 2."""
+    """The last line of stderr when `continuo serve` cannot start; status 2, no traceback."""
     result = subprocess.run(
         [sys.executable, "-m", "server", "serve", "--port", "0", *flags],
         cwd=ROOT,
@@ -88,19 +90,63 @@ def test_too_little_memory_says_what_to_do(tiny_model_dir: Path) -> None:
     assert "--kv-cache-gib" in sentence
 
 
-@pytest.mark.parametrize("fault", ["truncated", "no config", "no tokenizer", "wrong shape"])
-def test_a_broken_checkpoint_is_one_sentence(
-    tiny_model_dir: Path, tmp_path: Path, fault: str
+def truncate(model: Path) -> None:
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 100)
+
+
+def lose_config(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def lose_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def name_another_architecture(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def cut_a_tensor(model: Path) -> None:
+    weights = load((model / "model.safetensors").read_bytes())
+    weights["h.1.mlp.c_fc.weight"] = weights["h.1.mlp.c_fc.weight"][:, 1:].contiguous()
+    save_file(weights, model / "model.safetensors")
+
+
+def lose_a_tensor(model: Path) -> None:
+    weights = load((model / "model.safetensors").read_bytes())
+    del weights["h.1.attn.c_proj.bias"]
+    save_file(weights, model / "model.safetensors")
+
+
+def pickle_the_weights(model: Path) -> None:
+    torch.save(load((model / "model.safetensors").read_bytes()), model / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "reason"),
+    [
+        (truncate, "model.safetensors", "is truncated: the tensors take"),
+        (lose_config, "config.json", "is missing"),
+        (lose_tokenizer, "", "has no tokenizer: tokenizer.json,"),
+        (name_another_architecture, "config.json", ": model_type 'llama' is not supported"),
+        (
+            cut_a_tensor,
+            "model.safetensors",
+            ": tensor 'h.1.mlp.c_fc.weight' has shape [128, 511], not [128, 512].",
+        ),
+        (lose_a_tensor, "model.safetensors", ": tensor 'h.1.attn.c_proj.bias' is missing."),
+        (pickle_the_weights, "model.safetensors", "is a pickle"),
+    ],
+)
+def test_a_broken_checkpoint_is_named_with_what_is_wrong(
+    tiny_model_dir: Path, tmp_path: Path, spoil: Callable[[Path], None], file: str, reason: str
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
-    weights, config = broken / "model.safetensors", broken / "config.json"
-    if fault == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif fault == "no config":
-        config.unlink()
-    elif fault == "no tokenizer":
-        (broken / "tokenizer.json").unlink()
-    else:
-        config.write_text(json.dumps({**json.loads(config.read_text()), "n_positions": 77}))
-    assert str(broken) in refused("--model", str(broken))
+    spoil(broken)
+    _, found, said = refused("--model", str(broken)).partition(str(broken / file))
+    assert found
+    assert said.lstrip().startswith(reason)

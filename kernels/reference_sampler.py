@@ -114,9 +114,13 @@ def _sample_row(
     return int((scores == scores.max()).nonzero()[0])
 
 
-def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs(
+    logits: Tensor, token_mask: Tensor, token_ids: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Finite logits only; see `kernels.cpu.logprobs.logprobs`."""
     values = torch.log_softmax(logits.double(), dim=-1)
     chosen = values.gather(1, token_ids[:, None])[:, 0]
-    top_ids = torch.argsort(logits, dim=-1, descending=True, stable=True)[:, :num_top]
+    num_top = min(num_top, int((token_mask == 0).sum()))
+    ranking = torch.argsort(logits + token_mask, dim=-1, descending=True, stable=True)
+    top_ids = ranking[:, :num_top]
     return chosen.float(), top_ids.int(), values.gather(1, top_ids).float()

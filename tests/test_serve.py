@@ -72,6 +72,23 @@ def test_the_openai_client_completes_plain_and_streamed(server: Server) -> None:
     client.close()
 
 
+def test_every_top_logprob_names_a_token(server: Server) -> None:
+    """The model has 320 ids and the tokenizer 298: padding is neither named nor ranked."""
+    prompt = list(range(0, 298, 3))
+    request = {"prompt": [prompt], "max_tokens": 1, "logprobs": 20, "echo": True, "temperature": 0}
+    response = server.client.post("/v1/completions", json=request)
+    assert response.status_code == 200, response.text
+    found = response.json()["choices"][0]["logprobs"]
+    values, tops = found["token_logprobs"], found["top_logprobs"]
+    assert len(values) == len(tops) == len(prompt) + 1
+    assert values[0] is None
+    for name, value, top in zip(found["tokens"][1:], values[1:], tops[1:], strict=True):
+        assert all(top)
+        assert top[name] == value <= max(top.values())
+        assert len(top) in (20, 21)
+    assert values[-1] == max(tops[-1].values())
+
+
 def test_the_api_process_has_no_torch(server: Server) -> None:
     complete(server)
     assert "torch" not in Path(f"/proc/{server.pid_of('api 0')}/maps").read_text()

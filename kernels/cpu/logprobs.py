@@ -2,6 +2,7 @@
 
 value = fp32(x - x_max - log(sum)) in float64, the sum in units of 2**-40 (`fixed_point`): exact in any
 order. The same function gives the chosen id's value and the top ids', so equal ids get equal floats.
+Top ids are those that can be sampled; the sum is over all, so a padded id's probability stays in it.
 NaN, infinite and above 1e30 in magnitude count as -inf; a row of nothing else is all -inf.
 """
 
@@ -45,17 +46,24 @@ def _insert(
 
 @kernel()
 def _find_top(
-    x: NDArray[np.float32], top_ids: NDArray[np.int32], top_values: NDArray[np.float32]
+    x: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    top_ids: NDArray[np.int32],
+    top_values: NDArray[np.float32],
 ) -> None:
     num_top = top_ids.shape[0]
-    for i in range(num_top):
-        _insert(i, x[i], top_ids[: i + 1], top_values[: i + 1])
-    for first in range(num_top, x.shape[0], _CHUNK):
+    token = 0
+    for num_found in range(num_top):
+        while token_mask[token] != 0:
+            token += 1
+        _insert(token, x[token], top_ids[: num_found + 1], top_values[: num_found + 1])
+        token += 1
+    for first in range(token, x.shape[0], _CHUNK):
         chunk = x[first : first + _CHUNK]
         if count_from(chunk, top_values[num_top - 1]) == 0:
             continue
         for i in range(chunk.shape[0]):
-            if chunk[i] > top_values[num_top - 1]:
+            if chunk[i] > top_values[num_top - 1] and token_mask[first + i] == 0:
                 _insert(first + i, chunk[i], top_ids, top_values)
 
 
@@ -64,6 +72,7 @@ def _logprobs_every(
     worker: int,
     num_workers: int,
     logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
     token_ids: NDArray[np.int64],
     chosen: NDArray[np.float32],
     top_ids: NDArray[np.int32],
@@ -75,7 +84,7 @@ def _logprobs_every(
         _load_row(logits[row], x)
         x_max = x[argmax(x)]
         if top_ids.shape[1] > 0:
-            _find_top(x, top_ids[row], top_values[row])
+            _find_top(x, token_mask, top_ids[row], top_values[row])
         if x_max == _NEG_INF:
             chosen[row] = _NEG_INF
             continue
@@ -90,30 +99,39 @@ def _logprobs_every(
 def _logprobs_parallel(
     num_workers: int,
     logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
     token_ids: NDArray[np.int64],
     chosen: NDArray[np.float32],
     top_ids: NDArray[np.int32],
     top_values: NDArray[np.float32],
 ) -> None:
     for worker in prange(num_workers):
-        _logprobs_every(worker, num_workers, logits, token_ids, chosen, top_ids, top_values)
+        _logprobs_every(
+            worker, num_workers, logits, token_mask, token_ids, chosen, top_ids, top_values
+        )
 
 
 def logprobs(
-    logits: NDArray[np.float32], token_ids: NDArray[np.int64], num_top: int
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    token_ids: NDArray[np.int64],
+    num_top: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """Of each row: the value of token_ids[row], and the num_top best ids with their values.
 
-    logits float32 [num_rows, vocab], token_ids int64 [num_rows], num_top <= vocab. Returns
-    float32 [num_rows], int32 [num_rows, num_top] (best first, of equals the lowest), float32 the same.
+    logits float32 [num_rows, vocab]; token_mask float32 [vocab]: 0, or -inf for ids that are never
+    drawn and so never among the best; token_ids int64 [num_rows]. Returns float32 [num_rows], int32
+    [num_rows, num_top] (best first, of equals the lowest; fewer columns where fewer ids can be drawn),
+    float32 the same.
     """
     num_rows = logits.shape[0]
+    num_top = min(num_top, int(np.count_nonzero(token_mask == 0)))
     chosen = np.empty(num_rows, np.float32)
     top_ids = np.empty((num_rows, num_top), np.int32)
     top_values = np.empty((num_rows, num_top), np.float32)
     num_workers = min(get_num_threads(), num_rows, 1 + logits.size // IDS_PER_WORKER)
     if num_workers <= 1:
-        _logprobs_every(0, 1, logits, token_ids, chosen, top_ids, top_values)
+        _logprobs_every(0, 1, logits, token_mask, token_ids, chosen, top_ids, top_values)
     else:
-        _logprobs_parallel(num_workers, logits, token_ids, chosen, top_ids, top_values)
+        _logprobs_parallel(num_workers, logits, token_mask, token_ids, chosen, top_ids, top_values)
     return chosen, top_ids, top_values

@@ -49,6 +49,7 @@ def _warm_up_model(dtype: torch.dtype) -> None:
 def _warm_up_sampling() -> None:
     logits, mask = np.zeros((1, _WIDTH), np.float32), np.zeros(_WIDTH, np.float32)
     index, values = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    token_ids, top_ids = np.zeros(1, np.int64), np.zeros((1, 1), np.int32)
     rows = SamplingRows(
         token_ids=np.zeros((1, 2), np.int32),
         num_tokens=index + 1,
@@ -64,9 +65,9 @@ def _warm_up_sampling() -> None:
         repetition_penalty=values + 2,
     )
     edits = LogitEdits(np.array([0, 1], np.int32), index, values)
-    sampling = logits, mask, index, rows, edits, np.zeros(1, np.int64)
+    sampling = logits, mask, index, rows, edits, token_ids
     sampler._sample_every(0, 1, *sampling)
     sampler._sample_parallel(1, *sampling)
-    measuring = logits, np.zeros(1, np.int64), values, np.zeros((1, 1), np.int32), values[None]
+    measuring = logits, mask, token_ids, values, top_ids, values[None]
     logprobs._logprobs_every(0, 1, *measuring)
     logprobs._logprobs_parallel(1, *measuring)

@@ -41,7 +41,8 @@ class CpuRunner:
     """Owns the rows; reads and writes the KV cache through the model. Not thread-safe.
 
     `never_sampled_ids`: ids that no tokenizer entry has. A non-finite logit is never drawn either; a
-    row of nothing else gets the lowest id that may be drawn, and no other row is disturbed.
+    row of nothing else gets the lowest id that may be drawn, and no other row is disturbed. Top
+    logprobs are of ids that may be drawn.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class CpuRunner:
         index = [i for i, asked in enumerate(num_top) if asked is not None]
         if index:
             asked = [num_top[i] or 0 for i in index]
-            found = _token_logprobs(logits[index], token_ids[index], asked)
+            found = self._token_logprobs(logits[index], token_ids[index], asked)
             result.logprobs.update(zip(row_ids[index].tolist(), found, strict=True))
 
     def _prompt_logprobs(self, hidden: Tensor, targets: Array, num_top: int) -> list[TokenLogprobs]:
@@ -108,21 +109,22 @@ class CpuRunner:
         for first in range(0, len(targets), self._max_logit_rows):
             chunk = slice(first, first + self._max_logit_rows)
             logits = self._model.logits(hidden[chunk]).numpy()
-            found += _token_logprobs(logits, targets[chunk], [num_top] * len(logits))
+            found += self._token_logprobs(logits, targets[chunk], [num_top] * len(logits))
         return found
+
+    def _token_logprobs(
+        self, logits: Array, token_ids: Array, num_top: list[int]
+    ) -> list[TokenLogprobs]:
+        """`num_top`: how many top ones each row asks for."""
+        chosen, top_ids, top_values = logprobs(logits, self._token_mask, token_ids, max(num_top))
+        return [
+            TokenLogprobs(value, ids[:num], values[:num])
+            for value, ids, values, num in zip(
+                chosen.tolist(), top_ids.tolist(), top_values.tolist(), num_top, strict=True
+            )
+        ]
 
     def _params(self, row: int) -> SamplingParams:
         params = self._rows.params[row]
         assert params is not None, "a scheduled row has been filled"
         return params
-
-
-def _token_logprobs(logits: Array, token_ids: Array, num_top: list[int]) -> list[TokenLogprobs]:
-    """`num_top`: how many top ones each row asks for."""
-    chosen, top_ids, top_values = logprobs(logits, token_ids, min(max(num_top), logits.shape[1]))
-    return [
-        TokenLogprobs(value, ids[:num], values[:num])
-        for value, ids, values, num in zip(
-            chosen.tolist(), top_ids.tolist(), top_values.tolist(), num_top, strict=True
-        )
-    ]

@@ -106,6 +106,14 @@ def test_logprobs_are_of_the_raw_logits(model: GPT) -> None:
     assert other.token_ids == [44]
 
 
+def test_top_logprobs_are_of_ids_that_can_be_sampled(model: GPT) -> None:
+    answer = make_rig(model).run_alone(make_request(4, 60, logprobs=20, prompt_logprobs=20))
+    assert answer.prompt_logprobs is not None
+    entries = answer.prompt_logprobs + answer.logprobs
+    assert all(len(entry.top_ids) == 20 for entry in entries)
+    assert not {token for entry in entries for token in entry.top_ids} & set(NEVER_SAMPLED)
+
+
 def test_prompt_logprobs_equal_log_softmax(model: GPT, tiny_model_dir: Path) -> None:
     """Against transformers' GPT-2 in float64: what the definition says, not what we compute."""
     transformers = pytest.importorskip("transformers")
@@ -122,7 +130,7 @@ def test_prompt_logprobs_equal_log_softmax(model: GPT, tiny_model_dir: Path) -> 
         row = values[position - 1]
         expected = [row[token].item() for token in [request.prompt_ids[position], *found.top_ids]]
         np.testing.assert_allclose([found.logprob, *found.top_logprobs], expected, atol=2e-4)
-        assert found.top_logprobs[0] >= row.max().item() - 2e-4
+        assert found.top_logprobs[0] >= row[: NEVER_SAMPLED.start].max().item() - 2e-4
 
 
 def test_prompt_logprobs_do_not_depend_on_how_many_logits_fit(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import httpx
 import pytest
 
+from server.tokenizer import Tokenizer
 from tests.api.conftest import EOS, MODEL, wait_until, word
 from tests.api.fake_engine import FakeEngine
 
@@ -191,8 +193,19 @@ def test_a_long_prompt_is_encoded_off_the_loop_alike(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.api.planning._OFF_LOOP_CHARS", 10)
+    encoded_in: list[int] = []
+    encode = Tokenizer.encode
+
+    def recording(self: Tokenizer, text: str) -> list[int]:
+        encoded_in.append(threading.get_ident())
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", recording)
+    complete(client, prompt="a")  # a short one is encoded where the loop runs
     complete(client, prompt="a" * 200)
-    assert engine.submitted[0].prompt_ids == [97] * 200
+    assert engine.submitted[1].prompt_ids == [97] * 200
+    loop_thread, thread = encoded_in
+    assert thread != loop_thread
 
 
 def test_lm_evaluation_harness_requests(client: httpx.Client, engine: FakeEngine) -> None:

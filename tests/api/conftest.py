@@ -62,8 +62,13 @@ def shared_engine() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture(scope="session")
-def base_url(shared_engine: FakeEngine, tokenizer: Tokenizer) -> Iterator[str]:
-    app = create_app(tokenizer, MODEL, EngineClient(shared_engine.path))
+def engine_client(shared_engine: FakeEngine) -> EngineClient:
+    return EngineClient(shared_engine.path)
+
+
+@pytest.fixture(scope="session")
+def base_url(engine_client: EngineClient, tokenizer: Tokenizer) -> Iterator[str]:
+    app = create_app(tokenizer, MODEL, engine_client)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn_config(app))
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)

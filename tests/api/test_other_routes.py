@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import __version__
+from server.api.engine_client import EngineClient
 from tests.api.conftest import MODEL, wait_until
 from tests.api.fake_engine import FakeEngine
 
@@ -94,10 +97,13 @@ def test_health_version_and_the_page(client: httpx.Client) -> None:
 
 
 def test_silence_of_the_engine_is_not_ready_and_long_after_not_healthy(
-    client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, engine_client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.health.READY_SILENCE_S", -1)
-    assert client.get("/ready").status_code == 503
-    assert client.get("/health").status_code == 200
-    monkeypatch.setattr("server.api.health.HEALTH_SILENCE_S", -1)
-    assert client.get("/health").status_code == 503
+    def after_silence(seconds: float) -> tuple[int, int]:
+        """/health first: a 503 of /ready then says that the engine has not spoken in between."""
+        monkeypatch.setattr(engine_client, "heard_at", time.monotonic() - seconds)
+        return client.get("/health").status_code, client.get("/ready").status_code
+
+    assert after_silence(1) == (200, 200)
+    wait_until(lambda: after_silence(4) == (200, 503))
+    wait_until(lambda: after_silence(61) == (503, 503))

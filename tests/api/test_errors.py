@@ -52,6 +52,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("max_tokens", True),
     ("max_tokens", 10**30),
     ("min_tokens", -1),
+    ("min_tokens", 17),  # above the default of max_tokens
     ("ignore_eos", 1),
     ("temperature", -0.1),
     ("temperature", "hot"),
@@ -68,6 +69,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("logit_bias", {"\uff11": 1}),
     ("logit_bias", {"-1": 1}),
     ("logit_bias", {str(HOLE): 1}),
+    ("logit_bias", {"300": 1, "0300": 2}),  # one token twice
     ("logit_bias", {"1" * 5000: 1}),
     ("logit_bias", {"65": 100.5}),
     ("logit_bias", {"65": "1"}),
@@ -186,6 +188,17 @@ def test_a_prompt_too_long_states_all_three_numbers(client: httpx.Client) -> Non
     assert refuse(client, prompt="a" * 300)["param"] == "prompt"
 
 
+def test_min_tokens_may_reach_max_tokens_and_no_further(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    error = refuse(client, max_tokens=5, min_tokens=6)
+    assert error["param"] == "min_tokens"
+    assert "5" in error["message"]
+    assert engine.submitted == []
+    body = {"prompt": "Hi", "max_tokens": 5, "min_tokens": 5}
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
 def test_the_cost_of_a_request_is_bounded(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +220,7 @@ def test_another_model_is_a_404(client: httpx.Client) -> None:
 def test_routes_and_methods_that_are_not_there(client: httpx.Client) -> None:
     error_of(client.get("/nothing"), 404)
     error_of(client.post("/tokenize", json={}), 404)
+    error_of(client.post("/v1/completions/", json={"prompt": "a"}), 404)  # and no redirect
     response = client.get("/v1/completions")
     error_of(response, 405)
     assert response.headers["allow"] == "POST"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import httpx
@@ -9,6 +10,11 @@ import pytest
 
 from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
+
+
+def come_back(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.start()
+    wait_until(lambda: client.get("/ready").status_code == 200)
 
 
 def test_a_stream_ends_with_an_error_event_and_without_done(
@@ -21,7 +27,7 @@ def test_a_stream_ends_with_an_error_event_and_without_done(
         received = [next(lines) for _ in range(4)]
         engine.kill()
         received += list(lines)
-    engine.start()
+    come_back(client, engine)
     assert len(received) == 5
     assert received[4].startswith('data: {"error":{"message":"The engine is not available')
 
@@ -48,7 +54,23 @@ def test_before_the_first_byte_it_is_a_503_then_the_next_engine_answers(
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
     engine.script = lambda _: [97, 98, 99]
-    engine.start()
-    wait_until(lambda: client.get("/ready").status_code == 200)
+    come_back(client, engine)
     response = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 3})
     assert response.json()["choices"][0]["text"] == "abc"
+
+
+def test_the_metrics_of_a_lost_engine_show_nothing_running(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    def gauges() -> list[str]:
+        page = client.get("/metrics").text
+        return re.findall(r"^vllm:num_requests_running\{.*\} (.+)$", page, re.MULTILINE)
+
+    engine.script = lambda _: [97]  # then it hangs, until it is killed
+    with client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as stream:
+        wait_until(lambda: gauges() == ["1.0"])
+        engine.kill()
+        stream.read()  # up to its error event
+        left = gauges()
+    come_back(client, engine)
+    assert left in ([], ["0.0"])

@@ -110,6 +110,7 @@ def test_a_client_that_goes_away_leaves_nothing_running(server: Server) -> None:
         plain.request("POST", "/v1/completions", json.dumps(request), headers)
         wait_for(lambda: server.metric(running) == 1, "the plain request is running")
     wait_for(lambda: server.metric(running) == 0, "the plain request's sequence is gone")
+    assert server.metric("vllm:generation_tokens_total") < LONG  # neither ran to its end
 
 
 def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Server) -> None:

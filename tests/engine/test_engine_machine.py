@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.errors import RequestError
 from server.sequence import SamplingParams, SequenceRequest
@@ -65,6 +65,26 @@ class EngineMachine(RuleBasedStateMachine):
             key = data.draw(st.sampled_from(keys))
             prompt = self.rig.requests[key].prompt_ids + self.rig.texts[key].token_ids
             self.submit(owner, prompt[:20], 1, params, self.rig.requests[key].cache_salt)
+
+    @precondition(lambda self: not self.rig.scheduler.waiting)
+    @rule(owner=OWNERS, seed=st.integers(0, 2))
+    def fill_the_pool(self, owner: int, seed: int) -> None:
+        """One sequence per row, as long as fits and nothing shared, until no block is left to take."""
+        size = self.rig.size
+        num_slots = min(29, (size.num_blocks - 1) * size.block_size)
+        prompt = [6, 7] * (num_slots // 4)
+        params = SamplingParams(max_tokens=num_slots + 1 - len(prompt), seed=seed)
+        for _ in range(size.max_num_seqs):
+            self.submit(owner, prompt, 1, params, salt=f"only {self.num_submitted}")
+        for _ in range(2 * num_slots):
+            if self.rig.blocks.can_allocate(1):
+                self.rig.step()
+
+    @rule()
+    def evict(self) -> None:
+        """What only the cache holds is forgotten, whoever runs or waits."""
+        self.rig.evict_idle()
+        assert len(self.rig.cache) <= self.rig.blocks.num_used
 
     @rule(num_steps=st.integers(1, 8))
     def step(self, num_steps: int) -> None:

@@ -74,6 +74,12 @@ class EngineClient:
         if still_open and self._link.is_connected:
             self._link.send(Abort(still_open))
 
+    def give_up(self) -> None:
+        """Every open sequence ends with an error, here and in the engine."""
+        if self._open and self._link.is_connected:
+            self._link.send(Abort(list(self._open)))
+        self._fail_open("The server is stopping.")
+
     def _on_frame(self, frame: ToApi) -> None:
         self.heard_at = time.monotonic()
         if isinstance(frame, StepOutput):
@@ -97,8 +103,11 @@ class EngineClient:
     def _on_lost(self) -> None:
         self._welcomed.clear()
         self.stats = None
+        if self._open:
+            _log.warning("lost the engine with %d open sequences", len(self._open))
+        self._fail_open("The engine went away.")
+
+    def _fail_open(self, why: str) -> None:
         lost, self._open = self._open, {}
-        if lost:
-            _log.warning("lost the engine with %d open sequences", len(lost))
         for sequence in lost.values():
-            sequence.generation.fail(EngineGoneError("The engine went away."))
+            sequence.generation.fail(EngineGoneError(why))

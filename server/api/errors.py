@@ -16,7 +16,7 @@ _SENTENCES = {
     404: "There is no such route; GET / lists what there is.",
     405: "This route does not answer to that method.",
     500: "The server failed to process the request; this is a fault of ours.",
-    503: "The engine is not available; it is being started again.",
+    503: "The engine is not available; try again in a moment.",
 }
 
 

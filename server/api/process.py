@@ -17,6 +17,7 @@ from server.config import ServeConfig
 from server.tokenizer import load_tokenizer
 
 _GRACE_S = 5  # running requests after SIGTERM; a container is given 10 s in all
+_LAST_WORDS_S = 1  # then they are told of the end; uvicorn alone would cut them off in mid-reply
 
 
 class _Server(uvicorn.Server):
@@ -39,6 +40,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announcement = asyncio.create_task(self._announce())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(_GRACE_S, self._engine.give_up)
+        await super().shutdown(sockets)
 
     async def _announce(self) -> None:
         await self._engine.wait_connected()
@@ -69,5 +74,5 @@ def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=_GRACE_S + _LAST_WORDS_S,
     )

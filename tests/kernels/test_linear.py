@@ -22,7 +22,8 @@ EPILOGUES: dict[reference.Epilogue, int] = {
 VARIANTS = [(torch.float32, False), (torch.bfloat16, False)]
 VARIANTS += [(torch.bfloat16, True)] if HAS_BF16_DOT else []
 EMBEDDED = [(256, 768), (256, 256), (256, 1024), (1024, 256), (256, 4096)]
-GPT2 = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257)]
+HEAD_SIZE = 50257
+GPT2 = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, HEAD_SIZE)]
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -79,15 +80,24 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 
 
 @pytest.mark.parametrize(("dtype", "use_dot"), VARIANTS)
-@pytest.mark.parametrize(("n_in", "n_out"), [(256, 768), (1024, 256), (768, 2304)])
+@pytest.mark.parametrize(("n_in", "n_out"), EMBEDDED + GPT2)
 def test_a_row_is_the_same_in_a_batch_of_a_thousand(
     dtype: torch.dtype, use_dot: bool, n_in: int, n_out: int
 ) -> None:
+    """Every row against all smaller batches cut from it, in fp32: no rounding hides a difference."""
+    num_rows = 64 if n_out == HEAD_SIZE else 1000  # a head sees a row per sequence, not per token
     packed = cpu.pack_linear(random(3, n_out, n_in) * 0.05, random(4, n_out), dtype, use_dot)
-    x = random(5, 1000, n_in).to(dtype)
-    whole = run(x, packed, cpu.NONE, dtype)
-    for row in (0, 1, 5, 6, 500, 995, 998, 999):
-        assert torch.equal(run(x[row : row + 1], packed, cpu.NONE, dtype)[0], whole[row])
+    x = random(5, num_rows, n_in).to(dtype)
+    whole = run(x, packed, cpu.NONE, torch.float32)
+    out = torch.empty_like(whole)
+    for batch in (2, 3, 17, 64):
+        out.zero_()
+        for x_part, out_part in zip(x.split(batch), out.split(batch), strict=True):
+            cpu.linear(as_array(x_part), packed, cpu.NONE, as_array(out_part))
+        assert torch.equal(out, whole)
+    for row in (*range(8), *range(num_rows - 8, num_rows)):  # full tiles, and what is left over
+        alone = run(x[row : row + 1], packed, cpu.NONE, torch.float32)
+        assert torch.equal(alone[0], whole[row])
 
 
 def test_threads_do_not_change_bits() -> None:

@@ -140,7 +140,7 @@ def _draw(path: Path, title: str, plot: Callable[[Any], None]) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4))
     plot(axes)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from benchmarks.report import Report
 from benchmarks.serving.live_server import live_server
@@ -22,4 +23,15 @@ def run(repeats: int = 7) -> Report:
     report.samples["ready_s"] = samples
     report.figures["ready_s"] = statistics.median(samples)
     report.add("ready", statistics.median(samples), min(samples), max(samples))
+    report.plot = _plot(samples)
     return report
+
+
+def _plot(samples: list[float]) -> Any:
+    def draw(axes: Any) -> None:
+        axes.plot(range(1, len(samples) + 1), samples, marker="o")
+        axes.set_xlabel("start")
+        axes.set_ylabel("seconds to ready")
+        axes.set_ylim(bottom=0)
+
+    return draw

@@ -89,6 +89,8 @@ def _runtime_dir() -> Iterator[Path]:
 def _announce(config: ServeConfig, seconds: float) -> None:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     address = f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
-    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 100, "stream": True})
+    body = json.dumps(
+        {"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7, "stream": True}
+    )
     curl = f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
     _log.info("ready in %.1f s: %s\n\n%s\n", seconds, address, curl)

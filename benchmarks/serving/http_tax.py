@@ -5,7 +5,6 @@ The client shares the cores with the server, as on a small machine it would.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import statistics
 import time
@@ -13,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.report import Report, interleave, paired_ratio
-from benchmarks.serving.live_server import live_server, read_stream
+from benchmarks.serving.live_server import live_server, read_streams
 from server.config import EngineConfig
 from server.sequence import SamplingParams, SequenceRequest
 from server.startup import child_environment, resolve_engine
@@ -46,12 +45,10 @@ def _offline() -> Any:
     return case
 
 
-async def _stream_all(port: int) -> float:
+def _stream_all(port: int) -> float:
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.8}
     started = time.perf_counter()
-    await asyncio.gather(
-        *(read_stream(port, {**body, "seed": stream}) for stream in range(STREAMS))
-    )
+    read_streams(port, [{**body, "seed": stream} for stream in range(STREAMS)])
     return STREAMS * TOKENS / (time.perf_counter() - started)
 
 
@@ -63,7 +60,7 @@ def run(repeats: int = 21) -> Report:
         ("path", "median tokens/s", "min", "max"),
     )
     with live_server() as (port, _):
-        cases = {"offline": _offline(), "http": lambda: asyncio.run(_stream_all(port))}
+        cases = {"offline": _offline(), "http": lambda: _stream_all(port)}
         report.samples = interleave(cases, repeats)
     for name, values in report.samples.items():
         report.add(name, statistics.median(values), min(values), max(values))

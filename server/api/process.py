@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.app import create_app
+from server.api.batched_writes import batched_http_protocol
 from server.api.engine_client import EngineClient
 from server.config import ServeConfig
 from server.tokenizer import load_tokenizer
@@ -66,7 +67,7 @@ def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=batched_http_protocol(),
         ws="none",
         lifespan="on",
         log_config=None,

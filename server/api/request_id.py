@@ -23,7 +23,8 @@ class RequestIdMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (_HEADER, request_id)]
+                headers = [*message["headers"], (_HEADER, request_id)]
+                message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,11 +24,15 @@ from server.errors import EngineGoneError
 _log = logging.getLogger(__name__)
 
 PING_AFTER_S = 15.0  # of silence; proxies cut connections that are silent for longer
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
-]
+_STREAM_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
+    ],
+}
 
 
 class CompletionResponse(Response):
@@ -49,7 +52,7 @@ class CompletionResponse(Response):
             pass  # nobody is there to be told
         finally:
             watcher.cancel()
-            run.generation.close()
+            run.end()
 
 
 async def _watch(receive: Receive, generation: Generation) -> None:
@@ -60,10 +63,9 @@ async def _watch(receive: Receive, generation: Generation) -> None:
 
 async def _send_plain(run: Run, send: Send) -> None:
     collected: list[list[Delta]] = [[] for _ in run.choices]
-    async with aclosing(run.deltas()) as batches:
-        async for deltas in batches:
-            for index, delta in deltas:
-                collected[index].append(delta)
+    while not run.is_done:
+        for index, delta in await run.next():
+            collected[index].append(delta)
     choices = [join_deltas(index, deltas) for index, deltas in enumerate(collected)]
     body = completion_json(run.head, choices, run.usage())
     headers = [
@@ -75,56 +77,65 @@ async def _send_plain(run: Run, send: Send) -> None:
 
 
 async def _send_stream(run: Run, send: Send) -> None:
-    """Nothing is sent before there is something, so that earlier errors have their status code."""
-    has_started = False
+    events = _Events(run)
     try:
-        async with aclosing(_chunks(run)) as chunks:
-            async for chunk in chunks:
-                if not has_started:
-                    has_started = True
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
-                    )
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        while chunk := await events.next():
+            if not events.has_started:
+                events.has_started = True
+                await send(_STREAM_START)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except ClientGoneError:
         raise
     except Exception as error:
-        if not has_started:
+        if (
+            not events.has_started
+        ):  # nothing is sent before there is something: errors have a status
             raise
         if not isinstance(error, EngineGoneError):
             _log.error("a stream failed", exc_info=error)
         event = error_event(error_of(error))
         await send({"type": "http.response.body", "body": event, "more_body": True})
+    finally:
+        events.close()
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _chunks(run: Run) -> AsyncGenerator[bytes, None]:
-    """One event per piece; several in one chunk only where several were waiting."""
-    options = run.plan.options
-    has_usage = bool(options.include_usage)
-    is_continuous = bool(options.continuous_usage_stats)
-    writer = EventWriter(run.head, len(run.choices), shows_usage=has_usage or is_continuous)
-    silence = _Silence(run.generation)
-    try:
-        async with aclosing(run.deltas()) as batches:
-            async for deltas in batches:
-                chunk = b"".join(
-                    [
-                        writer.event(
-                            index, delta, run.usage_with(index, delta) if is_continuous else None
-                        )
-                        for index, delta in deltas
-                    ]
-                )
-                if chunk:
-                    silence.has_ended()
-                    yield chunk
-                elif silence.is_over_due():
-                    silence.has_ended()
-                    yield PING
-    finally:
-        silence.stop()
-    yield (writer.usage_event(run.usage()) if has_usage else b"") + DONE
+class _Events:
+    """A run's stream as bytes. A plain loop: a chain of generators would cost as much as the token."""
+
+    def __init__(self, run: Run) -> None:
+        options = run.plan.options
+        self._run = run
+        self._has_usage = bool(options.include_usage)
+        self._is_continuous = bool(options.continuous_usage_stats)
+        self._writer = EventWriter(
+            run.head, len(run.choices), shows_usage=self._has_usage or self._is_continuous
+        )
+        self._silence = _Silence(run.generation)
+        self._has_ended = False
+        self.has_started = False
+
+    async def next(self) -> bytes:
+        """One event per piece, several only where several were waiting; at last the end; then b""."""
+        while not self._run.is_done:
+            deltas = await self._run.next()
+            if deltas:
+                self._silence.has_ended()
+                return b"".join([self._event(index, delta) for index, delta in deltas])
+            if self._silence.is_over_due():
+                self._silence.has_ended()
+                return PING
+        if self._has_ended:
+            return b""
+        self._has_ended = True
+        return (self._writer.usage_event(self._run.usage()) if self._has_usage else b"") + DONE
+
+    def _event(self, index: int, delta: Delta) -> bytes:
+        usage = self._run.usage_with(index, delta) if self._is_continuous else None
+        return self._writer.event(index, delta, usage)
+
+    def close(self) -> None:
+        self._silence.stop()
 
 
 class _Silence:

@@ -1,9 +1,8 @@
-"""A submitted request: the one loop that both its plain and its streamed form read from."""
+"""A submitted request: what both its plain and its streamed form are read from."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 
 from server.api.choice_stream import ChoiceStream, Delta
 from server.api.generation import Generation
@@ -46,28 +45,34 @@ class Run:
         num_cached = sum(choice.num_cached_tokens for choice in self.choices[:: self.plan.n])
         return usage_of(self.plan.num_prompt_tokens, num_tokens, num_cached)
 
-    async def deltas(self) -> AsyncGenerator[list[tuple[int, Delta]], None]:
-        """Until every choice has ended; whatever ends it early, the engine is told.
+    @property
+    def is_done(self) -> bool:
+        """Every choice has ended, and all its pieces were read."""
+        return self.generation.is_done
 
-        An empty list after a nudge. Raises EngineGoneError, ClientGoneError.
+    async def next(self) -> list[tuple[int, Delta]]:
+        """The pieces that came since the last call; waits for the engine, not for a piece.
+
+        An empty list where all is held back, and after a nudge. Raises EngineGoneError, ClientGoneError.
         """
-        try:
-            while not self.generation.is_done:
-                outputs = await self.generation.next()
-                now = time.monotonic()
-                deltas: list[tuple[int, Delta]] = []
-                for index, output in outputs:
-                    choice = self.choices[index]
-                    if choice.finish_reason is not None:
-                        continue  # drawn before the engine knew of the stop string
-                    num_before = choice.num_tokens
-                    deltas += [(index, delta) for delta in choice.push(output)]
-                    self._timers[index].on_tokens(choice.num_tokens - num_before, now)
-                    if choice.finish_reason is not None:
-                        self.generation.end(index)
-                        self._timers[index].on_end(choice.finish_reason, now)
-                yield deltas
-        finally:
-            self.generation.close()
-            for timer in self._timers:
-                timer.on_abort()
+        outputs = await self.generation.next()
+        now = time.monotonic()
+        deltas: list[tuple[int, Delta]] = []
+        for index, output in outputs:
+            choice = self.choices[index]
+            if choice.finish_reason is not None:
+                continue  # drawn before the engine knew of the stop string
+            num_before = choice.num_tokens
+            for delta in choice.push(output):
+                deltas.append((index, delta))
+            self._timers[index].on_tokens(choice.num_tokens - num_before, now)
+            if choice.finish_reason is not None:
+                self.generation.end(index)
+                self._timers[index].on_end(choice.finish_reason, now)
+        return deltas
+
+    def end(self) -> None:
+        """Whoever submitted it calls this, whatever happened: what still runs is aborted."""
+        self.generation.close()
+        for timer in self._timers:
+            timer.on_abort()

@@ -19,7 +19,8 @@ from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.runner.batch import StepBatch, StepResult
 from server.runner.rows import Array, Rows
-from server.runner.step_inputs import BuiltStep, build_step
+from server.runner.runs import Runs, cut_runs
+from server.runner.step_inputs import build_inputs
 from server.sequence import SamplingParams, TokenLogprobs
 
 # fp32 logits are made for as many rows at once as fit in here. All rows of a chunk of 512 with prompt
@@ -71,28 +72,29 @@ class CpuRunner:
             self._rows.write_blocks(new_blocks)
         result = StepResult([], {}, {})
         if batch.scheduled:
-            self._run(build_step(batch.scheduled, self._rows, self._block_tables), result)
+            self._run(cut_runs(batch.scheduled, self._rows.num_prompt_tokens), result)
         return FinishedStep(result)
 
     @torch.inference_mode()
-    def _run(self, step: BuiltStep, result: StepResult) -> None:
-        hidden = self._model.forward(step.inputs, self._kv_cache)
-        for row, position, count, first_index in step.prefills:
+    def _run(self, runs: Runs, result: StepResult) -> None:
+        inputs = build_inputs(runs, self._rows, self._block_tables)
+        hidden = self._model.forward(inputs, self._kv_cache)
+        for row, position, count, first in runs.table[: runs.num_prefills].tolist():
             num_top = self._params(row).prompt_logprobs
             if num_top is not None:
                 # The last prompt position predicts a token that is not of the prompt.
                 end = min(position + count, int(self._rows.num_prompt_tokens[row]) - 1)
                 targets = self._rows.token_ids[row, position + 1 : end + 1].astype(np.int64)
-                part = hidden[first_index : first_index + len(targets)]
+                part = hidden[first : first + len(targets)]
                 result.prompt_logprobs[row] = self._prompt_logprobs(part, targets, num_top)
-        for first in range(0, len(step.sampling_rows), self._max_logit_rows):
-            chunk = slice(first, first + self._max_logit_rows)
-            index = torch.from_numpy(step.sampling_index[chunk])
+        for begin in range(0, len(runs.sampling_rows), self._max_logit_rows):
+            chunk = slice(begin, begin + self._max_logit_rows)
+            index = torch.from_numpy(runs.sampling_index[chunk])
             logits = self._model.logits(hidden[index]).numpy()
-            self._sample(logits, step.sampling_rows[chunk], result)
+            self._sample(logits, runs.sampling_rows[chunk], result)
 
-    def _sample(self, logits: Array, rows: list[int], result: StepResult) -> None:
-        row_ids = np.array(rows, np.int32)
+    def _sample(self, logits: Array, row_ids: Array, result: StepResult) -> None:
+        rows = row_ids.tolist()
         edits = self._rows.edits_of(rows)
         token_ids = sample(logits, self._token_mask, row_ids, self._rows.sampling, edits)
         self._rows.append(row_ids, token_ids)

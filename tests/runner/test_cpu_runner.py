@@ -14,7 +14,8 @@ from server.runner import cpu_runner
 from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch
 from server.runner.cpu_runner import CpuRunner
 from server.runner.rows import Rows
-from server.runner.step_inputs import build_step
+from server.runner.runs import cut_runs
+from server.runner.step_inputs import build_inputs
 from server.sequence import SamplingParams
 from tests.runner.rig import NEVER_SAMPLED, load_tiny, make_request, make_rig
 
@@ -195,12 +196,18 @@ def test_a_range_is_cut_at_the_prompt_end() -> None:
     for row, num_tokens, num_prompt in ((0, 9, 8), (1, 7, 4), (2, 12, 12)):
         rows.fill(NewRow(row, [100 * row + i for i in range(num_tokens)], num_prompt, 0, params))
         rows.write_blocks(NewBlocks(row, 0, [10 * row + 1, 10 * row + 5, 10 * row + 3]))
-    step = build_step(
-        [ScheduledRow(1, 2, 5, True), ScheduledRow(0, 8, 1, True), ScheduledRow(2, 3, 2, False)],
-        rows,
-        torch.from_numpy(rows.block_tables),
-    )
-    inputs = step.inputs
+    scheduled = [
+        ScheduledRow(1, 2, 5, True),
+        ScheduledRow(0, 8, 1, True),
+        ScheduledRow(2, 3, 2, False),
+    ]
+    runs = cut_runs(scheduled, rows.num_prompt_tokens)
+    assert runs.table.tolist() == [[1, 2, 2, 0], [2, 3, 2, 2], [1, 4, 3, 4], [0, 8, 1, 7]]
+    assert (runs.num_prefills, runs.num_prefill_tokens, runs.num_tokens) == (2, 4, 8)
+    assert runs.num_decodes == 4
+    assert runs.sampling_rows.tolist() == [1, 0]
+    assert runs.sampling_index.tolist() == [6, 7]
+    inputs = build_inputs(runs, rows, torch.from_numpy(rows.block_tables))
     assert inputs.token_ids.tolist() == [102, 103, 203, 204, 104, 105, 106, 8]
     assert inputs.positions.tolist() == [2, 3, 3, 4, 4, 5, 6, 8]
     assert inputs.slot_mapping.tolist() == [46, 47, 87, 100, 60, 61, 62, 12]
@@ -210,6 +217,3 @@ def test_a_range_is_cut_at_the_prompt_end() -> None:
     assert inputs.prefill_rows.tolist() == [1, 2]
     assert inputs.seq_lens.tolist() == [5, 6, 7, 9]
     assert inputs.decode_rows.tolist() == [1, 1, 1, 0]
-    assert step.sampling_rows == [1, 0]
-    assert step.sampling_index.tolist() == [6, 7]
-    assert step.prefills == [(1, 2, 2, 0), (2, 3, 2, 2)]

@@ -40,18 +40,18 @@ def engine_of(loaded: LoadedRunner) -> Engine:
     """An engine over a runner; needs no tokenizer."""
     scheduler = Scheduler(
         BlockManager(loaded.num_blocks, PrefixCache(loaded.config.block_size)),
-        max_num_seqs=loaded.config.max_num_seqs,
-        max_num_batched_tokens=loaded.config.max_num_batched_tokens,
-        max_model_len=loaded.max_model_len,
+        max_num_seqs=loaded.limits.max_num_seqs,
+        max_num_batched_tokens=loaded.limits.max_num_batched_tokens,
+        max_model_len=loaded.limits.max_model_len,
     )
     return Engine(scheduler, loaded.runner, loaded.vocab_size)
 
 
 def _info(loaded: LoadedRunner) -> EngineInfo:
     return EngineInfo(
-        max_model_len=loaded.max_model_len,
+        max_model_len=loaded.limits.max_model_len,
         vocab_size=loaded.vocab_size,
-        max_num_seqs=loaded.config.max_num_seqs,
+        max_num_seqs=loaded.limits.max_num_seqs,
         block_size=loaded.config.block_size,
         num_blocks=loaded.num_blocks,
         device=loaded.config.device,

@@ -7,12 +7,13 @@ resolved by functions that return a new config and say what they chose.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from server.errors import ConfigError
 
-Device = Literal["auto", "cpu"]
-Dtype = Literal["auto", "bfloat16", "float32"]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+KVCacheDtype = Literal["auto", "fp8"]
 LogFormat = Literal["text", "json"]
 
 _BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -31,26 +32,40 @@ class EngineConfig:
     device: Device = "auto"
     dtype: Dtype = "auto"
     max_model_len: int | None = None  # tokens; None: the checkpoint's context length
-    max_num_seqs: int = 64  # sequences running at once
-    max_num_batched_tokens: int = 512  # token rows in one step
+    max_num_seqs: int | None = None  # sequences running at once; None: by the device
+    max_num_batched_tokens: int | None = None  # token rows in one step; None: by the device
     block_size: int = 16  # tokens in one KV block
-    kv_cache_gib: float | None = None  # None: max_num_seqs full contexts, memory allowing
+    kv_cache_dtype: KVCacheDtype = "auto"  # auto: that of the model
+    kv_cache_gib: float | None = None  # None: what memory allows
+    gpu_memory_utilization: float = 0.9  # of the whole GPU's memory, for everything of ours
 
     def __post_init__(self) -> None:
-        _require(self.device in ("auto", "cpu"), f"--device {self.device!r} is not auto or cpu.")
         _require(
-            self.dtype in ("auto", "bfloat16", "float32"),
-            f"--dtype {self.dtype!r} is not auto, bfloat16 or float32.",
+            self.device in get_args(Device), f"--device {self.device!r} is not auto, cpu or cuda."
+        )
+        _require(
+            self.dtype in get_args(Dtype),
+            f"--dtype {self.dtype!r} is not auto, bfloat16, float16 or float32.",
         )
         _require(
             self.max_model_len is None or self.max_model_len >= 2,
             "--max-model-len must be at least 2 tokens.",
         )
-        _require(1 <= self.max_num_seqs <= 4096, "--max-num-seqs must be between 1 and 4096.")
         _require(
-            self.max_num_batched_tokens >= self.max_num_seqs,
-            "--max-num-batched-tokens must be at least --max-num-seqs, so that every running "
-            "sequence gets its token in each step.",
+            self.kv_cache_dtype in get_args(KVCacheDtype),
+            f"--kv-cache-dtype {self.kv_cache_dtype!r} is not auto or fp8.",
+        )
+        _require(
+            self.max_num_seqs is None or 1 <= self.max_num_seqs <= 4096,
+            "--max-num-seqs must be between 1 and 4096.",
+        )
+        _require(
+            self.max_num_batched_tokens is None or self.max_num_batched_tokens >= 1,
+            "--max-num-batched-tokens must be at least 1.",
+        )
+        _require(
+            0.05 <= self.gpu_memory_utilization <= 0.98,
+            "--gpu-memory-utilization must be between 0.05 and 0.98.",
         )
         _require(
             self.block_size in _BLOCK_SIZES,
@@ -59,6 +74,28 @@ class EngineConfig:
         _require(
             self.kv_cache_gib is None or self.kv_cache_gib > 0, "--kv-cache-gib must be above 0."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine's sizes come to once the model and the device are known."""
+
+    max_model_len: int  # tokens
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "--max-num-batched-tokens must be at least --max-num-seqs, so that every running "
+            "sequence gets its token in each step.",
+        )
+
+    @property
+    def blocks_per_seq(self) -> int:
+        """KV blocks of one sequence of full length."""
+        return -(-self.max_model_len // self.block_size)
 
 
 @dataclass(frozen=True, slots=True)

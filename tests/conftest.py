@@ -12,6 +12,10 @@ from server.startup import child_environment
 # Before anything imports torch or numba: compiled kernels come from the cache that serving uses.
 os.environ.update(child_environment())
 
+# Before anything imports triton: without a GPU its kernels run in its interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

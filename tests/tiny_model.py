@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 
 # A context this long makes streams that last as long as a test may need.
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
     "vocab_size": 320,  # more than the tokenizer has: a padded vocabulary
@@ -26,9 +27,10 @@ _CONFIG = {
 _TEXT = "Once upon a time there was a little server that never stopped. " * 8
 
 
-def write_tiny_model(directory: Path) -> None:
-    (directory / "config.json").write_text(json.dumps(_CONFIG))
-    save_file(_random_weights(), directory / "model.safetensors")
+def write_tiny_model(directory: Path, n_embd: int = 128) -> None:
+    config = {**_CONFIG, "n_embd": n_embd}
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(_random_weights(config), directory / "model.safetensors")
     _save_tokenizer(directory)
 
 
@@ -40,20 +42,20 @@ def _save_tokenizer(directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def _random_weights() -> dict[str, torch.Tensor]:
+def _random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.1
 
-    width = _CONFIG["n_embd"]
+    width = config["n_embd"]
     weights = {
-        "wte.weight": normal(_CONFIG["vocab_size"], width),
-        "wpe.weight": normal(_CONFIG["n_positions"], width),
+        "wte.weight": normal(config["vocab_size"], width),
+        "wpe.weight": normal(config["n_positions"], width),
         "ln_f.weight": torch.ones(width),
         "ln_f.bias": torch.zeros(width),
     }
-    for layer in range(_CONFIG["n_layer"]):
+    for layer in range(config["n_layer"]):
         for name, shape in {
             "attn.c_attn": (width, 3 * width),
             "attn.c_proj": (width, width),

@@ -24,17 +24,20 @@ _READ_BYTES = 1 << 20
 
 
 def system_fingerprint(
-    model_dir: Path, dtype: str, never_sampled_ids: Iterable[int], cpu: dict[str, str] | None = None
+    model_dir: Path,
+    dtype: str,
+    never_sampled_ids: Iterable[int],
+    processor: dict[str, str] | None = None,
 ) -> str:
     """`fp_` and 16 hex digits. Reads every weight file whole: 0.7 s for a GB on a CPU with SHA extensions.
 
-    `cpu`: as of `host_cpu`, which is the default.
+    `processor`: what tells one kind of GPU from another; None: that of `host_cpu`.
     """
     facts = {
         "model": {path.name: file_sha256(path) for path in _model_files(model_dir)},
         "dtype": dtype,
         "never_sampled": sorted(never_sampled_ids),
-        "cpu": host_cpu() if cpu is None else cpu,
+        "processor": host_cpu() if processor is None else processor,
         "versions": _versions(),
         "sources": _sources_sha256(),
     }

@@ -9,78 +9,145 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
 from kernels.cpu.threads import set_threads
 from kernels.cpu.tile import HAS_BF16_DOT
 from kernels.cpu.warm_up import warm_up
-from server.config import EngineConfig
+from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig, read_config
 from server.model.kv_cache import KVCache
 from server.model.load import load_model
+from server.runner.batch import Runner
 from server.runner.cpu_runner import CpuRunner
 from server.runner.fingerprint import system_fingerprint
 from server.runner.memory import available_bytes, plan_memory
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+# By device: sequences at once, and token rows in a step. A GPU reads its weights once a step, for however
+# many rows; on a CPU a long step makes running streams wait.
+_DEFAULT_SIZES = {"cpu": (64, 512), "cuda": (256, 4096)}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRunner:
     """A runner, and what the engine and its api must know about it."""
 
-    runner: CpuRunner
-    config: EngineConfig  # device, dtype and max_model_len as chosen
-    max_model_len: int  # tokens
+    runner: Runner
+    config: EngineConfig  # device and dtype as chosen
+    limits: Limits
     num_blocks: int
     vocab_size: int  # width of the logits
     system_fingerprint: str
     lines: list[str]  # what was chosen and why, for people
 
 
+class Resolved(NamedTuple):
+    """The choices of `resolve`."""
+
+    config: EngineConfig
+    limits: Limits
+    lines: list[str]
+
+
 def resolve(
-    config: EngineConfig, gpt_config: GPTConfig, *, has_bf16_dot: bool = HAS_BF16_DOT
-) -> tuple[EngineConfig, list[str]]:
+    config: EngineConfig,
+    gpt_config: GPTConfig,
+    *,
+    has_bf16_dot: bool = HAS_BF16_DOT,
+    has_gpu: bool | None = None,
+) -> Resolved:
     """Choose what is "auto" or None, except the size of the KV cache. Raises ConfigError."""
+    has_gpu = torch.cuda.is_available() if has_gpu is None else has_gpu
+    device, why_device = _device(config, has_gpu)
+    dtype, why_dtype = _dtype(config, device, has_bf16_dot)
     context = gpt_config.n_positions
     max_model_len = context if config.max_model_len is None else config.max_model_len
     if max_model_len > context:
         raise ConfigError(
             f"--max-model-len {max_model_len} is more than the {context} positions the model has."
         )
-    lines = [
-        "device cpu: this version runs on the CPU" if config.device == "auto" else "device cpu"
-    ]
-    dtype = config.dtype
-    if dtype != "auto":
-        lines.append(f"dtype {dtype}")
-    elif has_bf16_dot:
-        dtype = "bfloat16"
-        lines.append(
-            "dtype bfloat16: this CPU multiplies it directly, in half the bytes of float32"
-        )
-    else:
-        dtype = "float32"
-        lines.append("dtype float32: this CPU has no bfloat16 dot product")
     why = "the model's context" if max_model_len == context else f"of the model's {context}"
-    lines.append(f"max_model_len {max_model_len} tokens, {why}")
-    resolved = replace(config, device="cpu", dtype=dtype, max_model_len=max_model_len)
-    return resolved, lines
+    lines = [
+        f"device {device}{why_device}",
+        f"dtype {dtype}{why_dtype}",
+        f"max_model_len {max_model_len} tokens, {why}",
+    ]
+    resolved = replace(config, device=device, dtype=dtype, max_model_len=max_model_len)
+    return Resolved(resolved, _limits(config, device, max_model_len), lines)
+
+
+def _device(config: EngineConfig, has_gpu: bool) -> tuple[Literal["cpu", "cuda"], str]:
+    if config.kv_cache_dtype == "fp8" and (config.device == "cpu" or not has_gpu):
+        raise ConfigError("--kv-cache-dtype fp8 is for GPUs; leave it out on a CPU.")
+    if config.device == "cpu":
+        return "cpu", ""
+    if config.device == "cuda":
+        if not has_gpu:
+            raise ConfigError(
+                "--device cuda: torch sees no GPU here. Check nvidia-smi, and that this torch was "
+                "built with CUDA (make setup TORCH=cuda); or use --device cpu."
+            )
+        return "cuda", ""
+    return ("cuda", ": torch sees a GPU") if has_gpu else ("cpu", ": torch sees no GPU here")
+
+
+def _dtype(
+    config: EngineConfig, device: str, has_bf16_dot: bool
+) -> tuple[Literal["bfloat16", "float16", "float32"], str]:
+    if config.dtype != "auto":
+        if config.dtype == "float16" and device == "cpu":
+            raise ConfigError(
+                "--dtype float16 is for GPUs; on a CPU use bfloat16, float32 or auto."
+            )
+        return config.dtype, ""
+    if device == "cuda":
+        return "bfloat16", ": half the bytes of float32, and its range"
+    if has_bf16_dot:
+        return "bfloat16", ": this CPU multiplies it directly, in half the bytes of float32"
+    return "float32", ": this CPU has no bfloat16 dot product"
+
+
+def _limits(config: EngineConfig, device: str, max_model_len: int) -> Limits:
+    """What was not given follows what was: a step has room for a token of every sequence."""
+    num_seqs, num_tokens = _DEFAULT_SIZES[device]
+    if config.max_num_seqs is not None:
+        num_seqs, num_tokens = config.max_num_seqs, max(num_tokens, config.max_num_seqs)
+    elif config.max_num_batched_tokens is not None:
+        num_seqs = min(num_seqs, config.max_num_batched_tokens)
+    if config.max_num_batched_tokens is not None:
+        num_tokens = config.max_num_batched_tokens
+    return Limits(max_model_len, num_seqs, num_tokens, config.block_size)
 
 
 def build_runner(
     config: EngineConfig, never_sampled_ids: Collection[int], num_threads: int
 ) -> LoadedRunner:
-    """`config.model` is a directory. `num_threads`: of the kernels, set for the whole process."""
+    """`config.model` is a directory. `num_threads`: of the CPU kernels, set for the whole process."""
+    gpt_config = read_config(Path(config.model))
+    resolved = resolve(config, gpt_config)
+    if resolved.config.device == "cuda":
+        from server.runner.gpu.load import build_gpu_runner  # imports triton
+
+        return build_gpu_runner(resolved, gpt_config, never_sampled_ids)
+    return _build_cpu_runner(resolved, gpt_config, never_sampled_ids, num_threads)
+
+
+def _build_cpu_runner(
+    resolved: Resolved,
+    gpt_config: GPTConfig,
+    never_sampled_ids: Collection[int],
+    num_threads: int,
+) -> LoadedRunner:
+    config, limits, lines = resolved
     model_dir = Path(config.model)
     set_threads(num_threads)
-    gpt_config = read_config(model_dir)
-    config, lines = resolve(config, gpt_config)
-    dtype = _DTYPES[config.dtype]
-    max_model_len = config.max_model_len or gpt_config.n_positions
-    plan = plan_memory(config, gpt_config, dtype, max_model_len, available_bytes())
+    dtype = DTYPES[config.dtype]
+    plan = plan_memory(config, gpt_config, dtype, limits, available_bytes())
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
         fingerprint = pool.submit(system_fingerprint, model_dir, config.dtype, never_sampled_ids)
         model = load_model(model_dir, dtype, gpt_config)
@@ -88,8 +155,8 @@ def build_runner(
         runner = CpuRunner(
             model,
             kv_cache,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=max_model_len,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=limits.max_model_len,
             never_sampled_ids=never_sampled_ids,
         )
         warm_up(dtype)
@@ -101,7 +168,7 @@ def build_runner(
     return LoadedRunner(
         runner,
         config,
-        max_model_len,
+        limits,
         plan.num_blocks,
         gpt_config.vocab_size,
         fingerprint.result(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from server.config import EngineConfig
+from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig
 from server.model.kv_cache import KVCache
@@ -44,32 +44,32 @@ class MemoryPlan:
             ("weights", self.weights_bytes, ""),
             ("workspace", self.workspace_bytes, "activations and logits of one step"),
             ("KV cache", kv_bytes, f"{self.num_blocks:,} blocks hold {tokens:,} tokens"),
-            ("left free", left, f"of {_shown(self.available_bytes)} available"),
+            ("left free", left, f"of {shown(self.available_bytes)} available"),
         ]
-        return [f"{name:<10} {_shown(size):>10}   {note}".rstrip() for name, size, note in rows]
+        return [f"{name:<10} {shown(size):>10}   {note}".rstrip() for name, size, note in rows]
 
 
 def plan_memory(
     config: EngineConfig,
     gpt_config: GPTConfig,
     dtype: torch.dtype,
-    max_model_len: int,
+    limits: Limits,
     available: int,
 ) -> MemoryPlan:
     """Blocks for max_num_seqs full contexts, or kv_cache_gib. Raises ConfigError when short."""
     weights = weights_bytes(gpt_config, dtype)
-    workspace = _workspace_bytes(gpt_config, dtype, config.max_num_batched_tokens)
+    workspace = _workspace_bytes(gpt_config, dtype, limits.max_num_batched_tokens)
     block_bytes = KVCache.bytes_per_block(gpt_config, config.block_size, dtype)
-    blocks_per_seq = -(-max_model_len // config.block_size)
+    blocks_per_seq = limits.blocks_per_seq
     left = available - weights - workspace
     if left < blocks_per_seq * block_bytes:
         raise ConfigError(
-            f"Too little memory: {_shown(available)} are available, but the weights take "
-            f"{_shown(weights)}, a step {_shown(workspace)} and the KV cache of one sequence of "
-            f"{max_model_len} tokens {_shown(blocks_per_seq * block_bytes)}. Free some memory, raise "
+            f"Too little memory: {shown(available)} are available, but the weights take "
+            f"{shown(weights)}, a step {shown(workspace)} and the KV cache of one sequence of "
+            f"{limits.max_model_len} tokens {shown(blocks_per_seq * block_bytes)}. Free some memory, raise "
             f"the container's limit, or lower --max-model-len{_dtype_advice(dtype)}."
         )
-    wanted = config.max_num_seqs * blocks_per_seq
+    wanted = limits.max_num_seqs * blocks_per_seq
     if config.kv_cache_gib is None:
         affordable = int(left * _MAX_KV_SHARE) // block_bytes
         num_blocks = max(min(wanted, affordable), blocks_per_seq)
@@ -157,7 +157,8 @@ def _cgroup_rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> 
     return rooms
 
 
-def _shown(num_bytes: int) -> str:
+def shown(num_bytes: int) -> str:
+    """For people: in MiB or GiB."""
     return (
         f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / (1 << 20):.1f} MiB"
     )

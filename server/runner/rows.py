@@ -15,7 +15,7 @@ from server.sequence import SamplingParams
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_PARAMS_TYPES = {
+PARAMS_TYPES = {
     "temperature": np.float32,
     "top_k": np.int32,
     "top_p": np.float32,
@@ -26,7 +26,7 @@ _PARAMS_TYPES = {
 }
 
 
-def _bounded(name: str, value: float, vocab_size: int) -> float:
+def bounded(name: str, value: float, vocab_size: int) -> float:
     """Where fp32 and int32 hold it, and no product or quotient with a logit is NaN."""
     if name == "top_k":
         return min(max(value, 0), vocab_size)
@@ -80,7 +80,7 @@ class Rows:
             num_prompt_tokens=self.num_prompt_tokens,
             choice=np.zeros(max_num_seqs, np.int32),
             seed=np.zeros(max_num_seqs, np.int64),
-            **{name: np.zeros(max_num_seqs, dtype) for name, dtype in _PARAMS_TYPES.items()},
+            **{name: np.zeros(max_num_seqs, dtype) for name, dtype in PARAMS_TYPES.items()},
         )
 
     def fill(self, new: NewRow) -> None:
@@ -91,8 +91,8 @@ class Rows:
         self.params[row] = params
         self.sampling.choice[row] = new.choice
         self.sampling.seed.view(np.uint64)[row] = params.seed
-        for name in _PARAMS_TYPES:
-            getattr(self.sampling, name)[row] = _bounded(
+        for name in PARAMS_TYPES:
+            getattr(self.sampling, name)[row] = bounded(
                 name, getattr(params, name), self._vocab_size
             )
         self._edits.pop(row, None)

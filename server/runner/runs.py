@@ -33,6 +33,14 @@ class Runs(NamedTuple):
         """Decode rows: one for every generated token."""
         return self.num_tokens - self.num_prefill_tokens
 
+    @property
+    def prefills(self) -> Array:
+        """int32 [3 * num_prefills + 1]: cumulative query lengths, then KV lengths, then rows."""
+        rows, starts, counts, first = self.table[: self.num_prefills].T
+        return np.concatenate(
+            (first, [self.num_prefill_tokens], starts + counts, rows), dtype=np.int32
+        )
+
 
 def cut_runs(scheduled: list[ScheduledRow], num_prompt_tokens: Array) -> Runs:
     """`num_prompt_tokens` int32 [max_num_seqs], by row."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numba
 import pytest
 import torch
 
-from server.config import EngineConfig
+from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import read_config
 from server.runner.load import build_runner, resolve
@@ -17,24 +18,63 @@ from tests.runner.rig import NEVER_SAMPLED
 
 def test_auto_is_resolved_and_said(tiny_model_dir: Path) -> None:
     gpt_config = read_config(tiny_model_dir)
-    config, lines = resolve(EngineConfig(), gpt_config, has_bf16_dot=True)
-    assert (config.device, config.dtype, config.max_model_len) == ("cpu", "bfloat16", 16384)
-    assert any("bfloat16: this CPU" in line for line in lines)
-    config, lines = resolve(EngineConfig(), gpt_config, has_bf16_dot=False)
-    assert config.dtype == "float32"
-    assert any("float32: this CPU has no" in line for line in lines)
+    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=True, has_gpu=False)
+    assert (found.config.device, found.config.dtype) == ("cpu", "bfloat16")
+    assert found.limits == Limits(16384, 64, 512, 16)
+    assert any("bfloat16: this CPU" in line for line in found.lines)
+    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=False, has_gpu=False)
+    assert found.config.dtype == "float32"
+    assert any("float32: this CPU has no" in line for line in found.lines)
+    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=False, has_gpu=True)
+    assert (found.config.device, found.config.dtype) == ("cuda", "bfloat16")
+    assert found.limits == Limits(16384, 256, 4096, 16)
+    assert found.lines[0] == "device cuda: torch sees a GPU"
 
 
 def test_what_was_given_stays(tiny_model_dir: Path) -> None:
     given = EngineConfig(device="cpu", dtype="float32", max_model_len=100)
-    config, lines = resolve(given, read_config(tiny_model_dir), has_bf16_dot=True)
-    assert config == given
-    assert "max_model_len 100 tokens, of the model's 16384" in lines
+    found = resolve(given, read_config(tiny_model_dir), has_bf16_dot=True, has_gpu=True)
+    assert found.config == given
+    assert found.limits == Limits(100, 64, 512, 16)
+    assert "max_model_len 100 tokens, of the model's 16384" in found.lines
 
 
-def test_more_than_the_models_context_is_refused(tiny_model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="16384 positions"):
-        resolve(EngineConfig(max_model_len=16385), read_config(tiny_model_dir))
+@pytest.mark.parametrize(
+    ("num_seqs", "num_tokens", "limits"),
+    [
+        (700, None, (700, 700)),
+        (3, None, (3, 512)),
+        (None, 40, (40, 40)),
+        (None, 1000, (64, 1000)),
+        (8, 9, (8, 9)),
+    ],
+)
+def test_sizes_follow_what_was_given(
+    tiny_model_dir: Path,
+    num_seqs: int | None,
+    num_tokens: int | None,
+    limits: tuple[int, int],
+) -> None:
+    config = EngineConfig(max_num_seqs=num_seqs, max_num_batched_tokens=num_tokens)
+    found = resolve(config, read_config(tiny_model_dir), has_gpu=False).limits
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == limits
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"max_model_len": 16385}, "16384 positions"),
+        ({"device": "cuda"}, "torch sees no GPU here"),
+        ({"dtype": "float16"}, "float16 is for GPUs"),
+        ({"kv_cache_dtype": "fp8"}, "fp8 is for GPUs"),
+        ({"max_num_seqs": 9, "max_num_batched_tokens": 8}, "gets its token in each step"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tiny_model_dir: Path, config: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(EngineConfig(**config), read_config(tiny_model_dir), has_gpu=False)
 
 
 def test_build_runner_gives_a_warm_runner(tiny_model_dir: Path) -> None:
@@ -44,7 +84,7 @@ def test_build_runner_gives_a_warm_runner(tiny_model_dir: Path) -> None:
         loaded = build_runner(config, NEVER_SAMPLED, num_threads)
     finally:
         torch.set_num_threads(torch_threads)
-    assert loaded.max_model_len == 64
+    assert loaded.limits.max_model_len == 64
     assert loaded.vocab_size == 320
     assert loaded.num_blocks == 4 * 64 // 16
     assert loaded.system_fingerprint.startswith("fp_")

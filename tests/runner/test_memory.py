@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.config import EngineConfig
+from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig
 from server.model.kv_cache import KVCache
@@ -22,7 +22,8 @@ BLOCK_BYTES = KVCache.bytes_per_block(GPT2, 16, BF16)
 
 
 def plan(available: float = 64 * GIB, dtype: torch.dtype = BF16, **config: object) -> MemoryPlan:
-    return plan_memory(EngineConfig(**config), GPT2, dtype, 1024, int(available))  # type: ignore[arg-type]
+    limits = Limits(1024, max_num_seqs=64, max_num_batched_tokens=512, block_size=16)
+    return plan_memory(EngineConfig(**config), GPT2, dtype, limits, int(available))  # type: ignore[arg-type]
 
 
 def test_weights_are_counted_as_packed() -> None:

@@ -1,0 +1,110 @@
+"""From what was resolved to a GPU runner that is warm: weights, measured memory, KV cache, graphs."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from server.errors import ConfigError
+from server.model.checkpoint import load_weights
+from server.model.config import GPTConfig
+from server.model.device_kv_cache import FP8, DeviceKVCache, block_bytes
+from server.model.gpu_gpt import GpuGPT
+from server.runner.fingerprint import system_fingerprint
+from server.runner.gpu.memory import Measured, plan_gpu_memory
+from server.runner.gpu.queue import CudaQueue
+from server.runner.gpu.runner import GpuRunner
+from server.runner.load import DTYPES, LoadedRunner, Resolved
+
+# Graphs that are captured before the first request; those of other batch sizes follow when first met.
+GRAPHS_AT_START_S = 2.0
+
+
+def build_gpu_runner(
+    resolved: Resolved, gpt_config: GPTConfig, never_sampled_ids: Collection[int]
+) -> LoadedRunner:
+    """`resolved.config.model` is a directory. Raises ConfigError."""
+    config, limits, lines = resolved
+    check_supported(gpt_config)
+    device = torch.device("cuda", torch.cuda.current_device())
+    dtype = DTYPES[config.dtype]
+    cache_dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
+    model_dir = Path(config.model)
+    with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
+        fingerprint = pool.submit(
+            system_fingerprint, model_dir, f"{config.dtype} {cache_dtype}", never_sampled_ids,
+            gpu_facts(device),
+        )  # fmt: skip
+        others = _used_bytes(device)
+        weights = load_weights(model_dir, gpt_config)
+        model = GpuGPT(gpt_config, weights, dtype, device, limits.max_num_batched_tokens)
+        del weights
+        queue = CudaQueue(device)
+
+        def runner_with(num_blocks: int) -> GpuRunner:
+            kv_cache = DeviceKVCache.allocate(
+                gpt_config, num_blocks, config.block_size, cache_dtype, device
+            )
+            return GpuRunner(model, kv_cache, queue, limits, never_sampled_ids)
+
+        size = block_bytes(gpt_config, config.block_size, cache_dtype)
+        after_weights = _used_bytes(device)
+        runner = runner_with(limits.blocks_per_seq)
+        runner.profile()
+        runner.warm_up(0)
+        measured = Measured(
+            total=torch.cuda.mem_get_info(device)[1],
+            others=others,
+            weights=after_weights - others,
+            workspace=_used_bytes(device) - after_weights - limits.blocks_per_seq * size,
+        )
+        del runner
+        gc.collect()
+        torch.cuda.empty_cache()
+        plan = plan_gpu_memory(config, limits, measured, size)
+        runner = runner_with(plan.num_blocks)
+        started = time.monotonic()
+        num_graphs = runner.warm_up(GRAPHS_AT_START_S)
+    name = torch.cuda.get_device_name(device)
+    lines += [
+        f"GPU {name}",
+        f"captured {num_graphs} graphs in {time.monotonic() - started:.1f} s; others when first needed",
+    ]
+    return LoadedRunner(
+        runner,
+        config,
+        limits,
+        plan.num_blocks,
+        gpt_config.vocab_size,
+        fingerprint.result(),
+        lines + plan.lines(),
+    )
+
+
+def check_supported(config: GPTConfig) -> None:
+    """Raises ConfigError for shapes that the GPU kernels do not have."""
+    if config.head_dim % 16 or config.head_dim > 256:
+        raise ConfigError(
+            f"The GPU kernels take head sizes that are multiples of 16, up to 256; this model has "
+            f"{config.head_dim}. Use --device cpu."
+        )
+
+
+def gpu_facts(device: torch.device) -> dict[str, str]:
+    """What tells one kind of GPU from another: the code that is compiled, and its order of additions."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def _used_bytes(device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free

@@ -1,0 +1,226 @@
+"""The runner of a GPU: applies a batch to its rows, queues the model and the draw, hands over results late.
+
+`dispatch` only queues work. Steps run in its order, each reading the tokens that the one before drew from
+the device's own rows; what a step drew comes back while the next one runs.
+
+    host      dispatch N ── dispatch N+1 ── result N ── dispatch N+2 ── result N+1
+    device    ...  step N  │  step N+1  │  step N+2
+    copies                  └ of N       └ of N+1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from kernels.row_updates import apply_updates
+from kernels.sampling_tables import SamplingTables
+from server.config import Limits
+from server.model.device_kv_cache import DeviceKVCache
+from server.model.gpu_gpt import GpuGPT
+from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch, StepResult
+from server.runner.gpu.draw import Asked, Draw
+from server.runner.gpu.fills import fill_rows, max_words
+from server.runner.gpu.graphs import DecodeGraphs, DecodeKind
+from server.runner.gpu.inputs import Inputs
+from server.runner.gpu.outputs import MAX_TOP, Drawn
+from server.runner.gpu.queue import Arrival, Queue
+from server.runner.gpu.rows import DeviceRows
+from server.runner.gpu.upload import Upload
+from server.runner.rows import Array
+from server.runner.runs import Runs, cut_runs
+from server.sequence import SamplingParams, TokenLogprobs
+
+_MAX_BIASES = 1024  # of one request: the api's limit
+
+
+class GpuStep:
+    """A step that was dispatched. What its rows ask for was noted then: they may be others' by now."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        asked: list[Asked],
+        asked_of_prompts: list[Asked],
+        drawn: Drawn,
+        arrival: Arrival,
+    ) -> None:
+        self._num_tokens = num_tokens
+        self._asked = asked
+        self._asked_of_prompts = asked_of_prompts
+        self._drawn = drawn
+        self._arrival = arrival
+
+    def result(self) -> StepResult:
+        self._arrival.wait()
+        return StepResult(
+            self._drawn.token_ids[: self._num_tokens].tolist(),
+            {asked.row: self._logprobs(asked)[0] for asked in self._asked},
+            {asked.row: self._logprobs(asked) for asked in self._asked_of_prompts},
+        )
+
+    def _logprobs(self, asked: Asked) -> list[TokenLogprobs]:
+        entries = slice(asked.first_entry, asked.first_entry + asked.num_entries)
+        drawn, num_top = self._drawn, asked.num_top
+        return [
+            TokenLogprobs(*entry)
+            for entry in zip(
+                drawn.chosen[entries].tolist(),
+                drawn.top_ids[entries, :num_top].tolist(),
+                drawn.top_logprobs[entries, :num_top].tolist(),
+                strict=True,
+            )
+        ]
+
+
+class GpuRunner:
+    """Owns the rows and all buffers of a step; reads and writes the KV cache through the model.
+
+    Not thread-safe. `never_sampled_ids`: ids that no tokenizer entry has.
+    """
+
+    max_steps_in_flight = 2
+
+    def __init__(
+        self,
+        model: GpuGPT,
+        kv_cache: DeviceKVCache,
+        queue: Queue,
+        limits: Limits,
+        never_sampled_ids: Iterable[int] = (),
+    ) -> None:
+        vocab_size = model.config.vocab_size
+        max_num_seqs = limits.max_num_seqs
+        token_mask = torch.zeros(vocab_size)
+        token_mask[list(never_sampled_ids)] = -torch.inf
+        self._model = model
+        self._kv_cache = kv_cache
+        self._queue = queue
+        self._limits = limits
+        with torch.inference_mode(), queue.running():
+            self._rows = DeviceRows(
+                queue.device,
+                max_num_seqs=max_num_seqs,
+                max_model_len=limits.max_model_len,
+                block_size=limits.block_size,
+                vocab_size=vocab_size,
+            )
+            self._tables = SamplingTables.allocate(max_num_seqs, token_mask, queue.device)
+            self._inputs = Inputs(model.config, kv_cache, self._rows, limits)
+            self._draw = Draw(model, self._rows, self._tables, queue, limits)
+            words = max_words(vocab_size, self._rows.words_per_row, _MAX_BIASES)
+            self._upload = Upload(queue, max(words, 16 * max_num_seqs))
+        self._graphs = DecodeGraphs(queue, max_num_seqs, self._decode)
+
+    @torch.inference_mode()
+    def dispatch(self, batch: StepBatch) -> GpuStep:
+        """Queue a step."""
+        with self._queue.running():
+            if batch.new_rows:
+                fill_rows(batch.new_rows, self._rows, self._tables, self._upload)
+            for new_blocks in batch.new_blocks:
+                self._rows.write_blocks(new_blocks)
+            runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
+            if _is_plain_decode(runs):
+                return self._run_graph(runs)
+            return self._run_launches(runs)
+
+    def warm_up(self, seconds: float) -> int:
+        """Compile what a step needs and capture graphs for so long; returns how many there are."""
+        with torch.inference_mode(), self._queue.running():
+            self._send(np.full((len(self._rows.params), 4), -1, np.int32))
+            num_graphs = self._graphs.capture_ahead(seconds)
+        self._queue.synchronize()
+        return num_graphs
+
+    def profile(self) -> None:
+        """Run a step as large as any, with everything that may be asked for, to see what it allocates.
+
+        Rows and cache hold nonsense afterwards. All its rows share the cache's blocks.
+        """
+        limits = self._limits
+        params = SamplingParams(
+            1, 0, top_p=0.9, logprobs=MAX_TOP, prompt_logprobs=MAX_TOP, logit_bias=((0, 1.0),)
+        )
+        blocks = [i % self._kv_cache.num_blocks for i in range(limits.blocks_per_seq)]
+        left = limits.max_num_batched_tokens
+        batch = StepBatch(0)
+        for row in range(limits.max_num_seqs):
+            share = -(-left // (limits.max_num_seqs - row))  # equal ones that add up to all
+            num_tokens = min(limits.max_model_len, share)
+            batch.new_rows.append(NewRow(row, [0] * num_tokens, num_tokens, 0, params))
+            batch.new_blocks.append(NewBlocks(row, 0, blocks))
+            batch.scheduled.append(ScheduledRow(row, 0, num_tokens, True))
+            left -= num_tokens
+        self.dispatch(batch).result()
+        self._queue.synchronize()
+
+    def _run_graph(self, runs: Runs) -> GpuStep:
+        """One generated token of each row, and one is drawn for each."""
+        asked = self._draw.asked(runs)
+        kind = self._graphs.kind(
+            len(runs.table),
+            has_logits=self._draw.needs_logits(runs.sampling_rows),
+            has_logprobs=bool(asked),
+        )
+        table = np.full((kind.num_rows, 4), -1, np.int32)
+        table[: len(runs.table)] = runs.table
+        self._send(table)
+        self._graphs.run(kind)
+        return self._step(runs, asked, [])
+
+    def _run_launches(self, runs: Runs) -> GpuStep:
+        """Any step: prompt rows, replays, rows that draw nothing."""
+        asked, prompts = self._draw.asked(runs), []
+        table, prefills, sampling_rows, sampling_index = self._send(
+            runs.table, runs.prefills, runs.sampling_rows, runs.sampling_index
+        )
+        if runs.num_tokens:
+            rows, attention = self._inputs.build(table.view(-1, 4), prefills, runs)
+            hidden = self._model.forward(rows, attention, self._kv_cache)
+            prompts = self._draw.prompt_logprobs(hidden, runs)
+            self._draw.tokens(
+                hidden,
+                sampling_rows,
+                sampling_index,
+                has_logits=self._draw.needs_logits(runs.sampling_rows) or bool(asked),
+                has_logprobs=bool(asked),
+            )
+        return self._step(runs, asked, prompts)
+
+    def _decode(self, kind: DecodeKind) -> None:
+        """The launches of a graph: they find the step's table where every upload begins."""
+        table = self._upload.device_words[: 4 * kind.num_rows].view(-1, 4)
+        rows, attention, row_ids = self._inputs.build_decode(table)
+        hidden = self._model.forward(rows, attention, self._kv_cache)
+        self._draw.tokens(
+            hidden,
+            row_ids,
+            None,
+            has_logits=kind.has_logits,
+            has_logprobs=kind.has_logprobs,
+        )
+
+    def _send(self, *parts: Array) -> list[torch.Tensor]:
+        """The parts, with what has changed in the rows behind them, or before where there is too much."""
+        changes = self._rows.take_changes()
+        room = (self._upload.num_words - sum(part.size for part in parts)) // 2
+        while changes.shape[1] > room:
+            indices, values = self._upload.send(*changes[:, :room])
+            apply_updates(indices, values, self._rows.state)
+            changes = changes[:, room:]
+        *sent, indices, values = self._upload.send(*parts, *changes)
+        apply_updates(indices, values, self._rows.state)
+        return sent
+
+    def _step(self, runs: Runs, asked: list[Asked], prompts: list[Asked]) -> GpuStep:
+        num_tokens = len(runs.sampling_rows)
+        ends = [entry.first_entry + entry.num_entries for entry in (*asked, *prompts)]
+        drawn, arrival = self._draw.outputs.send(num_tokens, max(ends, default=0))
+        return GpuStep(num_tokens, asked, prompts, drawn, arrival)
+
+
+def _is_plain_decode(runs: Runs) -> bool:
+    return 0 < runs.num_tokens == runs.num_decodes == len(runs.table) == len(runs.sampling_rows)

@@ -1,0 +1,67 @@
+"""Device rows: what is filled in can be read through the views, and nothing else has changed."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.row_updates import apply_updates
+from server.runner.batch import NewBlocks, NewRow
+from server.runner.gpu.rows import DeviceRows, state_bytes
+from server.sequence import SamplingParams
+from tests.kernels.gpu.device import DEVICE
+
+PARAMS = SamplingParams(
+    max_tokens=5, seed=2**64 - 3, temperature=0.25, top_k=7, top_p=0.5, repetition_penalty=1.5
+)
+
+
+def make_rows() -> DeviceRows:
+    return DeviceRows(DEVICE, max_num_seqs=3, max_model_len=20, block_size=8, vocab_size=50)
+
+
+def apply(rows: DeviceRows) -> None:
+    indices, values = torch.from_numpy(rows.take_changes()).to(DEVICE)
+    assert len(set(indices.tolist())) == len(indices)
+    apply_updates(indices, values, rows.state)
+
+
+def test_a_filled_row_is_read_through_the_views() -> None:
+    rows = make_rows()
+    rows.fill(NewRow(1, [9, 8, 7, 6], 3, 2, PARAMS))
+    rows.write_blocks(NewBlocks(1, 1, [40, 41]))
+    apply(rows)
+    sampling = rows.sampling
+    assert sampling.token_ids[1].tolist() == [9, 8, 7, 6] + 16 * [0]
+    assert rows.block_tables.tolist() == [[0, 0, 0], [0, 40, 41], [0, 0, 0]]
+    assert sampling.seed.tolist() == [0, -3, 0]
+    assert sampling.num_tokens.tolist() == [0, 4, 0]
+    assert sampling.num_prompt_tokens.tolist() == [0, 3, 0]
+    assert sampling.choice.tolist() == [0, 2, 0]
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        assert getattr(sampling, name).tolist() == [0, getattr(PARAMS, name), 0], name
+
+
+def test_changes_are_taken_once_and_neighbours_are_left_alone() -> None:
+    rows = make_rows()
+    rows.state.fill_(77)
+    rows.fill(NewRow(0, [1], 1, 0, PARAMS))
+    rows.fill(NewRow(2, list(range(20)), 20, 0, PARAMS))
+    apply(rows)
+    assert rows.take_changes().shape == (2, 0)
+    assert rows.sampling.token_ids[1].tolist() == 20 * [77]
+    assert rows.sampling.token_ids[0].tolist() == [1] + 19 * [77]
+    assert rows.sampling.choice.tolist() == [0, 77, 0]
+    assert rows.block_tables.unique().tolist() == [77]
+
+
+def test_the_size_is_what_is_planned() -> None:
+    assert make_rows().state.nbytes == state_bytes(3, 20, 8)
+
+
+def test_updates_out_of_range_are_skipped() -> None:
+    state = torch.full((5,), -1, dtype=torch.int32, device=DEVICE)
+    indices = torch.tensor([-1, 4, 5, 2**31 - 1, 0], dtype=torch.int32, device=DEVICE)
+    apply_updates(indices, indices.clone(), state)
+    assert state.tolist() == [0, -1, -1, -1, 4]
+    apply_updates(indices[:0], indices[:0], state)
+    assert state.tolist() == [0, -1, -1, -1, 4]

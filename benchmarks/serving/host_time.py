@@ -25,6 +25,8 @@ STEPS = 400
 class NullRunner:
     """Draws token 1 for every row, at once; is its own handle."""
 
+    max_steps_in_flight = 1
+
     def dispatch(self, batch: StepBatch) -> NullRunner:
         self._num_sampling = sum(row.is_sampling for row in batch.scheduled)
         return self

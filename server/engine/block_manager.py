@@ -39,7 +39,7 @@ class BlockManager:
 
     def can_allocate(self, num_new: int, shared: Sequence[int] = ()) -> bool:
         """Whether `num_new` blocks are left once `shared` are held (they may be idle now)."""
-        num_woken = [self._num_refs[block_id] for block_id in shared].count(0)
+        num_woken = [self._num_refs[block_id] for block_id in shared].count(0) if shared else 0
         return num_new + num_woken <= self.num_available
 
     def allocate(self, num_new: int) -> list[int]:

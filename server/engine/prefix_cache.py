@@ -55,9 +55,11 @@ class PrefixCache:
         return Match(block_ids, link)
 
     def register(self, seq: SequenceState) -> None:
-        """Make the blocks that `num_computed_tokens` fills known. Whoever calls it dispatches the step
-        that fills them: rows of that very step may read them, since K and V are written first."""
-        for index in range(seq.num_registered_blocks, seq.num_computed_tokens // self.block_size):
+        """Make the blocks known that are computed, as far as the ids have arrived. Whoever calls it
+        dispatches the step that fills them or has done so: rows of that very step may read them, since K
+        and V are written first."""
+        num_known = min(seq.num_computed_tokens, len(seq.token_ids))
+        for index in range(seq.num_registered_blocks, num_known // self.block_size):
             key = self._key(seq, index, seq.link)
             entry = self._entries.get(key)
             if entry is None:

@@ -3,6 +3,10 @@ socket or tensor in here.
 
     waiting   in order of arrival; the preempted in front, being older than all of it
     running   in order of admission; each has a row, and blocks for every token it has
+
+A step may be scheduled before the results of earlier ones are known: counts are of what is dispatched,
+ids of what has arrived. Steps run in order, so a row or a block is free for the next step as soon as no
+later one of its sequence will be scheduled. One with all its tokens dispatched is in neither list.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ class Scheduler:
         self.waiting: OrderedDict[SequenceKey, SequenceState] = OrderedDict()
         self.running: list[SequenceState] = []
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._due: list[SequenceState] = []  # reached `due_at` in the last step; as in `running`
         self.num_preemptions = 0
         self.num_cache_queries = 0
         self.num_cache_hits = 0
@@ -61,21 +66,16 @@ class Scheduler:
 
     def abort(self, key: SequenceKey) -> None:
         """Forget a sequence between two steps. Unknown and finished ones are ignored."""
-        seq = self.sequences.pop(key, None)
-        if seq is None:
-            return
-        if seq.row < 0:
-            del self.waiting[key]
-        else:
-            self.running.remove(seq)
-            self._release(seq)
+        if key in self.sequences:
+            self.end([self.sequences[key]])
 
-    def finish(self, finished: list[SequenceState]) -> None:
-        """Take finished sequences out of `running`, all of a step at once."""
-        for seq in finished:
+    def end(self, ended: list[SequenceState]) -> None:
+        """Forget finished or aborted sequences, wherever they are, all of a step at once."""
+        for seq in ended:
+            seq.has_ended = True
             del self.sequences[seq.key]
-            self._release(seq)
-        self.running = [seq for seq in self.running if seq.row >= 0]
+            self.waiting.pop(seq.key, None)
+        self._leave([seq for seq in ended if seq.row >= 0])
 
     def schedule(self, step: int) -> ScheduledStep:
         """The one invariant: a sequence has `num_tokens` and `num_computed_tokens`, and no phase. A step
@@ -83,15 +83,22 @@ class Scheduler:
 
         Only the last of `running` can be more than one token behind, because nothing is admitted
         behind it until it has caught up. So going through `running` in order serves decodes first,
-        and the budget left over is the prefill chunk. Every running sequence is in every step.
+        and the budget left over is the prefill chunk. Every running sequence is in every step. Nothing
+        is scheduled when everything is dispatched, or when whoever comes next lacks ids still to arrive.
         """
         batch = StepBatch(step)
         num_preemptions = self.num_preemptions
-        self._grow_tables(batch)
+        if self._due:
+            self._serve_due(batch)
         budget = self.max_num_batched_tokens
         if self.running:
-            budget -= self._advance_caught_up(batch.scheduled)
-            budget -= self._advance(self.running[-1], budget, batch.scheduled)
+            last = self.running[-1]
+            is_behind = last.num_computed_tokens < max(last.num_prompt_tokens, last.num_tokens - 1)
+            caught_up = self.running[:-1] if is_behind else self.running
+            self._advance_caught_up(caught_up, batch.scheduled)
+            budget -= len(caught_up)
+            if is_behind:
+                budget -= self._advance(last, budget, batch.scheduled)
         if self.num_preemptions == num_preemptions:  # else it would take back what it just gave up
             self._admit(batch, budget)
         return ScheduledStep(batch, self.running.copy())
@@ -104,34 +111,46 @@ class Scheduler:
         scheduled.append(ScheduledRow(seq.row, num_computed, num_scheduled, is_sampling))
         seq.num_computed_tokens = end
         seq.num_tokens = num_tokens + is_sampling
+        if end == seq.due_at:
+            self._due.append(seq)
         self.blocks.cache.register(seq)
         return num_scheduled
 
-    def _advance_caught_up(self, scheduled: list[ScheduledRow]) -> int:
-        """`_advance` for all but the last, one token each. Flat, being the host's longest loop."""
-        block_size, cache = self.blocks.block_size, self.blocks.cache
-        caught_up = self.running[:-1]
+    def _advance_caught_up(
+        self, caught_up: list[SequenceState], scheduled: list[ScheduledRow]
+    ) -> None:
+        """`_advance` by one generated token each. Flat, being the host's longest loop."""
+        due = self._due
         new_tuple = tuple.__new__  # 0.1 us, the class itself 0.2 us
         for seq in caught_up:
             num_tokens = seq.num_tokens
             scheduled.append(new_tuple(ScheduledRow, (seq.row, num_tokens - 1, 1, True)))
             seq.num_computed_tokens = num_tokens
             seq.num_tokens = num_tokens + 1
-            if num_tokens % block_size == 0:
-                cache.register(seq)
-        return len(caught_up)
+            if num_tokens == seq.due_at:
+                due.append(seq)
 
-    def _grow_tables(self, batch: StepBatch) -> None:
-        """A block for each sequence whose table is full, oldest first; the newest makes room."""
-        block_size = self.blocks.block_size
-        full = [s for s in self.running if s.num_computed_tokens == len(s.block_table) * block_size]
-        for seq in full:
-            while seq.row >= 0 and not self.blocks.can_allocate(1):
-                self._preempt(self._newest_preemptible())
+    def _serve_due(self, batch: StepBatch) -> None:
+        """Those with all tokens dispatched leave; then the others get a block, oldest first."""
+        due, self._due = self._due, []
+        self._leave([seq for seq in due if seq.row >= 0 and seq.is_all_dispatched])
+        for seq in due:
             if seq.row >= 0:
-                block_ids = self.blocks.allocate(1)
-                batch.new_blocks.append(NewBlocks(seq.row, len(seq.block_table), block_ids))
-                seq.block_table += block_ids
+                self._grow_table(seq, batch)
+
+    def _grow_table(self, seq: SequenceState, batch: StepBatch) -> None:
+        """One more block for a full table; the newest makes room, and that may be `seq` itself."""
+        self.blocks.cache.register(seq)
+        while seq.row >= 0 and not self.blocks.can_allocate(1):
+            self._preempt(self._newest_preemptible())
+        if seq.row >= 0:
+            block_ids = self.blocks.allocate(1)
+            batch.new_blocks.append(NewBlocks(seq.row, len(seq.block_table), block_ids))
+            seq.block_table += block_ids
+            self._set_due(seq)
+
+    def _set_due(self, seq: SequenceState) -> None:
+        seq.due_at = min(len(seq.block_table) * self.blocks.block_size, seq.max_num_slots)
 
     def _newest_preemptible(self) -> SequenceState:
         """One with reserved blocks is not; but then it never needs one, so who asks always is."""
@@ -150,7 +169,7 @@ class Scheduler:
         """Fill the rows from `waiting`. Budget left means that all of `running` has caught up."""
         while budget and self.waiting and self._free_rows:
             seq = next(iter(self.waiting.values()))
-            if not self._allocate(seq):
+            if not self._has_all_ids(seq) or not self._allocate(seq):
                 return
             del self.waiting[seq.key]
             self.running.append(seq)
@@ -160,6 +179,10 @@ class Scheduler:
             )
             batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
             budget -= self._advance(seq, budget, batch.scheduled)
+
+    def _has_all_ids(self, seq: SequenceState) -> bool:
+        """Not one preempted with a token in flight: the token arrives first, and may be its last."""
+        return len(seq.token_ids) == seq.num_tokens
 
     def _allocate(self, seq: SequenceState) -> bool:
         """Blocks for all its tokens, cached ones first, or none. A chunk then never lacks a block."""
@@ -173,6 +196,7 @@ class Scheduler:
         seq.link = link
         seq.num_registered_blocks = len(block_ids)
         seq.num_computed_tokens = len(block_ids) * self.blocks.block_size
+        self._set_due(seq)
         self._count_cached(seq)
         return True
 
@@ -183,7 +207,15 @@ class Scheduler:
                 self.num_cache_queries += seq.num_prompt_tokens
                 self.num_cache_hits += seq.num_cached_tokens
 
+    def _leave(self, leaving: list[SequenceState]) -> None:
+        """Take sequences out of `running`."""
+        if leaving:
+            for seq in leaving:
+                self._release(seq)
+            self.running = [seq for seq in self.running if seq.row >= 0]
+
     def _release(self, seq: SequenceState) -> None:
+        self.blocks.cache.register(seq)
         self.blocks.deallocate(seq.block_table)
         self._free_rows.append(seq.row)
         seq.row = -1
@@ -208,11 +240,15 @@ class Scheduler:
         self.blocks.check_integrity([seq.block_table for seq in self.running])
         rows = [seq.row for seq in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.max_num_seqs))
-        assert set(self.sequences.values()) == {*self.running, *self.waiting.values()}
+        listed = {*self.running, *self.waiting.values()}
+        assert listed <= set(self.sequences.values())
+        for seq in set(self.sequences.values()) - listed:
+            assert seq.is_all_dispatched
+            assert seq.row < 0
         for seq in self.running:
-            assert len(seq.token_ids) == seq.num_tokens
-            assert seq.num_computed_tokens < seq.num_tokens
+            assert seq.num_computed_tokens < seq.num_tokens or seq.is_all_dispatched
             assert seq.num_computed_tokens <= len(seq.block_table) * self.blocks.block_size
             assert seq.num_preemptions <= MAX_PREEMPTIONS
         for seq in self.running[:-1]:
-            assert seq.num_computed_tokens == seq.num_tokens - 1, "only the last may be behind"
+            is_caught_up = seq.num_computed_tokens == seq.num_tokens - 1
+            assert is_caught_up or seq.is_all_dispatched, "only the last may be behind"

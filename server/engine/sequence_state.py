@@ -1,7 +1,7 @@
 """What the engine keeps of one sequence: counters and lists. Knows no step, device or clock.
 
-token_ids   [ prompt ............... | generated ........ ]
-              cached | computed  ^ num_computed_tokens    ^ num_tokens
+token_ids   [ prompt ............... | generated ........ | in flight ]
+              cached | computed  ^ num_computed_tokens                ^ num_tokens
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class SequenceState:
     num_tokens: int  # a count apart from the ids: a token counts from the dispatch that samples it
     num_computed_tokens: int = 0  # KV written, or written by a step already dispatched
     block_table: list[int] = field(default_factory=list)
-    row: int = -1  # -1: waiting
+    row: int = -1  # -1: waiting, or everything dispatched
+    due_at: int = 0  # num_computed_tokens with which its table is full or everything is dispatched
     num_registered_blocks: int = 0  # of block_table, known to the prefix cache
     link: bytes = b""  # the prefix cache's name for the registered blocks
     num_cached_tokens: int | None = None  # found in the cache at the first admission
     num_preemptions: int = 0
     is_first_sent: bool = False  # FirstOutput has left
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    has_ended: bool = False  # finished or aborted: what still arrives for it is dropped
 
     @classmethod
     def from_request(
@@ -66,14 +68,18 @@ class SequenceState:
         return max(self.num_prompt_tokens, self.stop.max_num_tokens - 1)
 
     @property
+    def is_all_dispatched(self) -> bool:
+        """Nothing is left to schedule; results may still be on their way."""
+        return self.num_computed_tokens == self.max_num_slots
+
+    @property
     def can_read_cache(self) -> bool:
         """Logprobs of prompt tokens need the prompt's rows; once they have left, nothing does."""
         return self.params.prompt_logprobs is None or self.is_first_sent
 
     def restart(self) -> None:
-        """Nothing is computed any more; the ids stay and are replayed."""
+        """Nothing is computed any more; the ids stay, also those still to arrive, and are replayed."""
         self.num_computed_tokens = 0
         self.num_registered_blocks = 0
         self.block_table = []
         self.row = -1
-        self.prompt_logprobs = []

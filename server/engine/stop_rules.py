@@ -21,15 +21,16 @@ _LENGTH = Verdict("length")
 class StopRules:
     """The rules of one sequence, with everything that does not change resolved at submit."""
 
-    __slots__ = ("_eos_token_id", "_first_stoppable", "_stop_ids", "max_num_tokens")
+    __slots__ = ("_eos_token_id", "_first_stoppable", "max_num_tokens", "stop_ids")
 
     def __init__(
         self, params: SamplingParams, *, num_prompt_tokens: int, max_model_len: int
     ) -> None:
         self._eos_token_id = params.eos_token_id
-        self._stop_ids = frozenset(params.stop_token_ids)
+        # Any other id goes on, as long as there are fewer than max_num_tokens.
+        self.stop_ids = frozenset(params.stop_token_ids)
         if params.eos_token_id is not None:
-            self._stop_ids |= {params.eos_token_id}
+            self.stop_ids |= {params.eos_token_id}
         # The sampler masks these ids below min_tokens; a sampler that fails to must not end it early.
         self._first_stoppable = num_prompt_tokens + params.min_tokens + 1
         # Prompt and generated. Equal to num_prompt_tokens for max_tokens = 0: nothing is sampled.
@@ -37,6 +38,6 @@ class StopRules:
 
     def check(self, token_id: int, num_tokens: int) -> Verdict:
         """Of `token_id` as the `num_tokens`-th token of its sequence, the prompt counted."""
-        if token_id in self._stop_ids and num_tokens >= self._first_stoppable:
+        if token_id in self.stop_ids and num_tokens >= self._first_stoppable:
             return Verdict("stop", None if token_id == self._eos_token_id else token_id)
         return _LENGTH if num_tokens >= self.max_num_tokens else _GO_ON

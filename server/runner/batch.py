@@ -10,6 +10,13 @@ parameters), so a step only says what changed. The same data fits a runner whose
 Kind belongs to the token: positions below `num_prompt_tokens` are prompt rows (prefill attention, even
 in a chunk of one), the others generated rows (decode attention, even many at once: a replay).
 Inside a layer, K and V of every row of the step are written before any row's attention reads.
+
+Steps run in the order of dispatch, while the results of earlier ones may still be on their way:
+
+    dispatch 0 | dispatch 1 | result 0 | dispatch 2 | result 1 ...      max_steps_in_flight = 2
+
+So a batch may give a row or a block to another sequence although a step in flight still uses it, and a
+row's sampled token is its next step's input without having visited the host.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ class NewRow(NamedTuple):
     """A row is (re)filled: a sequence was admitted, or came back after a preemption."""
 
     row: int  # 0 <= row < max_num_seqs
-    token_ids: list[int]  # prompt + generated so far; copied by the runner
+    token_ids: list[int]  # prompt + all that were drawn so far; copied by `dispatch`
     num_prompt_tokens: int
     choice: int
     params: SamplingParams
@@ -72,12 +79,15 @@ class StepHandle(Protocol):
     """A step that was dispatched."""
 
     def result(self) -> StepResult:
-        """Wait for the step and return what it drew. Called once."""
+        """Wait for the step and return what it drew. Called once, in the order of dispatch."""
         ...
 
 
 class Runner(Protocol):
     """A device. `dispatch` and `result` are two calls, so that a GPU can run one step ahead."""
+
+    # Steps dispatched before the oldest one's result is asked for: 1 where nothing runs beside the host.
+    max_steps_in_flight: int
 
     def dispatch(self, batch: StepBatch) -> StepHandle:
         """Start a step. Steps run in the order of dispatch; the batch is not kept."""

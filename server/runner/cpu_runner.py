@@ -46,6 +46,8 @@ class CpuRunner:
     logprobs are of ids that may be drawn.
     """
 
+    max_steps_in_flight = 1
+
     def __init__(
         self,
         model: GPT,

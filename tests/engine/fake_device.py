@@ -2,15 +2,21 @@
 kind and the hash of everything before. Attention walks the block table, verifies that chain and draws
 the next token from what it *read*. So aliasing, a stale hit, a double free, use after free or a token
 run by the wrong kind changes the text or raises DeviceFault.
+
+Steps run when they are dispatched, which is the order a GPU runs them in. Results are handed over late:
+up to `max_steps_in_flight` steps are outstanding, and meanwhile a sampled token is its row's next input
+without the host's doing.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch, StepResult
 from server.sequence import SamplingParams, TokenLogprobs
+from tests.engine.fake_graphs import FakeGraphs
 
 _ROOT = 0x5EED
 
@@ -45,12 +51,19 @@ class Row:
     num_computed_tokens: int | None = None  # None: the row's first step says where it starts
 
 
-class FinishedStep:
-    def __init__(self, result: StepResult) -> None:
+class LateResult:
+    """The handle of a step; `events` are the device's."""
+
+    def __init__(self, device: FakeDevice, step: int, result: StepResult) -> None:
+        self._device = device
+        self.step = step
         self._result = result
 
     def result(self) -> StepResult:
-        return self._result
+        in_flight = self._device.in_flight
+        _require(bool(in_flight) and in_flight[0] is self, "results in order, each once")
+        self._device.events.append(("result", self.step))
+        return in_flight.popleft()._result
 
 
 class FakeDevice:
@@ -63,38 +76,55 @@ class FakeDevice:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_model_len: int,
         vocab_size: int = 8,
+        max_steps_in_flight: int = 1,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
         self.vocab_size = vocab_size
+        self.max_steps_in_flight = max_steps_in_flight
         self.slots: list[Record | None] = [None] * (num_blocks * block_size)  # None: poison
         self.rows: dict[int, Row] = {}
+        self.graphs = FakeGraphs[tuple[int, Record]](max_num_seqs)
         self.batches: list[StepBatch] = []
+        self.in_flight: deque[LateResult] = deque()
+        self.events: list[tuple[str, int]] = []  # ("dispatch" or "result", step)
+        self._rows_of: dict[int, Row] = {}  # id of a sequence's params -> its latest row
 
-    def dispatch(self, batch: StepBatch) -> FinishedStep:
+    def dispatch(self, batch: StepBatch) -> LateResult:
         _require(batch.step == len(self.batches), "steps are counted")
+        _require(len(self.in_flight) < self.max_steps_in_flight, "too many steps in flight")
         self.batches.append(batch)
+        self.events.append(("dispatch", batch.step))
         for new_row in batch.new_rows:
             self._fill_row(new_row)
         for new_blocks in batch.new_blocks:
             self._extend_table(new_blocks)
         self._check_batch(batch)
         self._poison_new_blocks(batch)
-        self._write_all(batch.scheduled)
+        if all(self._is_decode(scheduled) for scheduled in batch.scheduled):
+            self._replay_graph(batch.scheduled)
+        else:
+            self._write_all(batch.scheduled)
         result = StepResult([], {}, {})
         for scheduled in batch.scheduled:
             self._attend(scheduled, result)
-        return FinishedStep(result)
+        self.in_flight.append(LateResult(self, batch.step, result))
+        return self.in_flight[-1]
 
     def _fill_row(self, new: NewRow) -> None:
         _require(0 <= new.row < self.max_num_seqs, "row out of range")
         _require(0 < new.num_prompt_tokens <= len(new.token_ids), "a row begins with its prompt")
-        self.rows[new.row] = Row(
-            new.token_ids.copy(), new.num_prompt_tokens, new.choice, new.params
-        )
+        row = Row(new.token_ids.copy(), new.num_prompt_tokens, new.choice, new.params)
+        sequence = id(new.params)  # each has its own, and its row keeps it
+        if sequence in self._rows_of:
+            drawn = self._rows_of[sequence].token_ids
+            _require(row.token_ids == drawn, "it comes back without a token that was drawn")
+        self.rows[new.row] = self._rows_of[sequence] = row
 
     def _extend_table(self, new: NewBlocks) -> None:
         block_ids = self.rows[new.row].block_ids
@@ -115,6 +145,8 @@ class FakeDevice:
             _require(end <= len(row.token_ids), "a token that is not there yet")
             _require(end <= len(row.block_ids) * self.block_size, "a token without a block")
             _require(not scheduled.is_sampling or end == len(row.token_ids), "sampling too early")
+            longest = min(row.num_prompt_tokens + row.params.max_tokens, self.max_model_len)
+            _require(end + scheduled.is_sampling <= longest, "a token behind the last one")
 
     def _poison_new_blocks(self, batch: StepBatch) -> None:
         """What a new row has computed already lies in shared blocks; all others are its own."""
@@ -125,6 +157,20 @@ class FakeDevice:
             for block_id in new.block_ids[first_own:]:
                 start = block_id * self.block_size
                 self.slots[start : start + self.block_size] = [None] * self.block_size
+
+    def _is_decode(self, scheduled: ScheduledRow) -> bool:
+        _, start, count, is_sampling = scheduled
+        return count == is_sampling == 1 and start >= self.rows[scheduled.row].num_prompt_tokens
+
+    def _replay_graph(self, batch: list[ScheduledRow]) -> None:
+        """One generated token each: none names a position that another one writes."""
+        writes: list[tuple[int, Record]] = []
+        for scheduled in batch:
+            row, position = self.rows[scheduled.row], scheduled.num_computed_tokens
+            writes.append((self._slot(row, position), self._record(row, position)))
+        _require(len({slot for slot, _ in writes}) == len(writes), "two rows write one slot")
+        for slot, record in self.graphs.replay(writes):
+            self.slots[slot] = record
 
     def _write_all(self, batch: list[ScheduledRow]) -> None:
         """In order of position, since a record names the one before it: it may be another row's, when

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from server.engine.block_manager import BlockManager
@@ -47,6 +47,10 @@ class Size:
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 32
     max_model_len: int = 64
+    max_steps_in_flight: int = 1
+
+    def with_depth(self, max_steps_in_flight: int) -> Size:
+        return replace(self, max_steps_in_flight=max_steps_in_flight)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Parts:
     cache: type[PrefixCache] = PrefixCache
     blocks: type[BlockManager] = BlockManager
     scheduler: type[Scheduler] = Scheduler
+    engine: type[Engine] = Engine
+    device: type[FakeDevice] = FakeDevice
 
 
 class Rig:
@@ -73,23 +79,39 @@ class Rig:
             max_num_batched_tokens=size.max_num_batched_tokens,
             max_model_len=size.max_model_len,
         )
-        self.device = FakeDevice(
+        self.device = parts.device(
             num_blocks=size.num_blocks,
             block_size=size.block_size,
             max_num_seqs=size.max_num_seqs,
             max_num_batched_tokens=size.max_num_batched_tokens,
+            max_model_len=size.max_model_len,
             vocab_size=VOCAB_SIZE,
+            max_steps_in_flight=size.max_steps_in_flight,
         )
-        self.engine = Engine(self.scheduler, self.device, VOCAB_SIZE)
+        self.engine = parts.engine(self.scheduler, self.device, VOCAB_SIZE)
         self.requests: dict[SequenceKey, SequenceRequest] = {}
+        self.aborted: set[SequenceKey] = set()
         self.texts: defaultdict[SequenceKey, Text] = defaultdict(Text)
 
     def submit(self, request: SequenceRequest, owner: int = 0) -> None:
+        request = replace(
+            request, params=replace(request.params)
+        )  # by which the device tells them apart
         self.engine.submit(request, owner)
         self.requests[owner, request.seq_id] = request
+        self.aborted.discard((owner, request.seq_id))
+
+    def abort(self, seq_id: int = 0, owner: int = 0) -> None:
+        self.engine.abort(seq_id, owner)
+        self.aborted.add((owner, seq_id))
+
+    def disconnect(self, owner: int) -> None:
+        self.engine.abort_owner(owner)
+        self.aborted |= {key for key in self.requests if key[0] == owner}
 
     def step(self) -> None:
         for owner, output in self.engine.step():
+            assert (owner, output.seq_id) not in self.aborted, "an output after the abort"
             text = self.texts[owner, output.seq_id]
             assert text.finish_reason is None, "an output after the last one"
             assert (output.first is None) == (text.first is not None), "one first output, first"
@@ -99,7 +121,7 @@ class Rig:
             text.finish_reason = output.finish_reason
             text.stop_token_id = output.stop_token_id
         if self.is_checking:
-            self.scheduler.check_integrity()
+            self.engine.check_integrity()
 
     def steps(self, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -113,6 +135,7 @@ class Rig:
             self.step()
         assert not self.engine.has_work, "no progress"
         assert self.blocks.num_used == 0, "a block leaked"
+        assert not self.device.in_flight, "a result was never asked for"
 
     def evict_idle(self) -> None:
         """Nothing that no sequence holds is found again."""

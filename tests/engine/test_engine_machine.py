@@ -39,9 +39,11 @@ SALTS = st.sampled_from(["", "", "tenant"])
 
 
 class EngineMachine(RuleBasedStateMachine):
+    max_steps_in_flight = 1
+
     @initialize(size=SIZES)
     def start(self, size: Size) -> None:
-        self.rig = Rig(size)
+        self.rig = Rig(size.with_depth(self.max_steps_in_flight))
         self.num_submitted = 0
         self.aborted: dict[tuple[int, int], int] = {}
 
@@ -94,14 +96,14 @@ class EngineMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         if keys := sorted(self.rig.scheduler.sequences):
             key = data.draw(st.sampled_from(keys))
-            self.rig.engine.abort(key[1], key[0])
+            self.rig.abort(key[1], key[0])
             self._remember(key)
 
     @rule(owner=OWNERS)
     def disconnect(self, owner: int) -> None:
         for key in [key for key in self.rig.scheduler.sequences if key[0] == owner]:
             self._remember(key)
-        self.rig.engine.abort_owner(owner)
+        self.rig.disconnect(owner)
 
     def _remember(self, key: tuple[int, int]) -> None:
         self.aborted[key] = len(self.rig.text(key[1], key[0]).token_ids)
@@ -109,7 +111,7 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_of_the_aborted(self) -> None:
         if hasattr(self, "rig"):
-            self.rig.scheduler.check_integrity()
+            self.rig.engine.check_integrity()
             for (owner, seq_id), num_tokens in self.aborted.items():
                 assert (owner, seq_id) not in self.rig.scheduler.sequences
                 assert len(self.rig.text(seq_id, owner).token_ids) == num_tokens
@@ -122,12 +124,28 @@ class EngineMachine(RuleBasedStateMachine):
             assert finished == set(self.rig.requests) - set(self.aborted)
 
 
+class OneStepAhead(EngineMachine):
+    max_steps_in_flight = 2
+
+
+class TwoStepsAhead(EngineMachine):
+    max_steps_in_flight = 3
+
+
+def _settings(max_examples: int) -> settings:
+    return settings(
+        max_examples=max_examples,
+        stateful_step_count=30,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(
-    max_examples=250,
-    stateful_step_count=30,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestEngineMachine.settings = _settings(250)
+TestOneStepAhead = OneStepAhead.TestCase
+TestOneStepAhead.settings = _settings(250)
+TestTwoStepsAhead = TwoStepsAhead.TestCase
+TestTwoStepsAhead.settings = _settings(80)

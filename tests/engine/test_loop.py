@@ -14,7 +14,7 @@ from server.ipc.frames import Abort, EngineInfo, StepOutput, Submit, ToApi, Welc
 from server.ipc.server import EngineServer
 from server.ipc.wire import FrameReader, with_header
 from server.sequence import SequenceOutput, SequenceRequest
-from tests.engine.rig import Rig, request, solo
+from tests.engine.rig import Rig, Size, request, solo
 
 INFO = EngineInfo(64, 8, 8, 4, 64, "fake", "none", "fp_fake")
 
@@ -39,10 +39,10 @@ class Client:
 
 
 class World:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_steps_in_flight: int = 1) -> None:
         self.path = path
         self.now_s = 0.0
-        self.rig = Rig()
+        self.rig = Rig(Size().with_depth(max_steps_in_flight))
         self.server = EngineServer(path, INFO)
         self.loop = EngineLoop(self.rig.engine, self.server, lambda: self.now_s)
         self.clients: list[Client] = []
@@ -58,14 +58,25 @@ class World:
         for _ in range(num_turns):
             self.loop.turn()
 
+    def close(self) -> None:
+        for client in self.clients:
+            client.sock.close()
+        self.server.close()
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(str(tmp_path / "engine.sock"))
     yield world
-    for client in world.clients:
-        client.sock.close()
-    world.server.close()
+    world.close()
+
+
+@pytest.fixture
+def ahead(tmp_path: Path) -> Iterator[World]:
+    """One step in flight behind the one that runs."""
+    world = World(str(tmp_path / "engine.sock"), max_steps_in_flight=2)
+    yield world
+    world.close()
 
 
 def outputs(frames: list[ToApi]) -> list[SequenceOutput]:
@@ -161,6 +172,36 @@ def test_silence_is_never_longer_than_a_heartbeat(world: World) -> None:
     assert [f.outputs for f in beats if isinstance(f, StepOutput)] == [[], []]
     assert isinstance(beats[0], StepOutput)
     assert beats[0].stats.num_running == 1
+
+
+def test_one_step_ahead_streams_the_same(ahead: World) -> None:
+    client = ahead.connect()
+    client.send(Submit([request(0), request(1, [4, 5])]))
+    ahead.turns(1)
+    assert len(ahead.rig.device.in_flight) == 1
+    ahead.turns(8)
+    frames = client.receive()
+    assert [len(f.outputs) for f in frames if isinstance(f, StepOutput)] == [2] * 8
+    assert tokens(frames, 0) == solo(request(0)).token_ids
+    assert tokens(frames, 1) == solo(request(1, [4, 5])).token_ids
+    assert not ahead.rig.engine.has_work
+
+
+def test_the_loop_does_not_wait_while_a_step_is_in_flight(
+    ahead: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nobody is left for whom it could be."""
+    client = ahead.connect()
+    client.send(Submit([request(0, max_tokens=50)]))
+    ahead.turns(3)
+    client.send(Abort([0]))
+    timeouts_s: list[float] = []
+    poll = ahead.server.poll
+    monkeypatch.setattr(ahead.server, "poll", lambda s: timeouts_s.append(s) or poll(0.0))
+    ahead.turns(3)
+    assert timeouts_s == [0.0, HEARTBEAT_S, HEARTBEAT_S]
+    assert not ahead.rig.device.in_flight
+    assert len(tokens(client.receive(), 0)) == 2
 
 
 def test_run_ends_when_told(world: World) -> None:

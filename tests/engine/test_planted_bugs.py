@@ -1,5 +1,6 @@
 """Bugs planted one at a time are caught by the device's memory alone (integrity checks are off here):
-each raises a DeviceFault or changes a text. Without this, "equals its solo run" might prove nothing."""
+each raises a DeviceFault, changes a text or adds to one that has ended. Without this, "equals its solo
+run" might prove nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from collections.abc import Iterable
 import pytest
 
 from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine, Output
 from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import Scheduler
-from server.engine.sequence_state import SequenceState
-from server.runner.batch import StepBatch
-from tests.engine.fake_device import DeviceFault
+from server.engine.scheduler import ScheduledStep, Scheduler
+from server.engine.sequence_state import SequenceKey, SequenceState
+from server.runner.batch import ScheduledRow, StepBatch, StepResult
+from tests.engine.fake_device import FakeDevice
+from tests.engine.fake_graphs import FakeGraphs
 from tests.engine.rig import Parts, Rig, Size, request
 
 SIZE = Size(num_blocks=14, block_size=4, max_num_seqs=4, max_num_batched_tokens=9, max_model_len=40)
@@ -112,21 +115,20 @@ class KeepsComputedCount(Scheduler):
         return is_allocated
 
 
-class KeepsHalfThePromptLogprobs(Scheduler):
-    def _preempt(self, seq: SequenceState) -> None:
-        kept = seq.prompt_logprobs
-        super()._preempt(seq)
-        seq.prompt_logprobs = kept
+class KeepsPromptLogprobsTwice(Engine):
+    @staticmethod
+    def _keep_prompt_logprobs(step: ScheduledStep, result: StepResult) -> None:
+        for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
+            if not seq.is_first_sent:
+                seq.prompt_logprobs += result.prompt_logprobs.get(row.row, [])
 
 
 class PreemptsWithoutFreeing(Scheduler):
-    def _grow_tables(self, batch: StepBatch) -> None:
+    def _grow_table(self, seq: SequenceState, batch: StepBatch) -> None:
         """Out of blocks, a sequence takes the newest one's last block."""
-        for seq in self.running:
-            is_full = seq.num_computed_tokens == len(seq.block_table) * self.blocks.block_size
-            if is_full and not self.blocks.can_allocate(1):
-                self.blocks._put_back(self.running[-1].block_table[-1])
-        super()._grow_tables(batch)
+        if not self.blocks.can_allocate(1):
+            self.blocks._put_back(self.running[-1].block_table[-1])
+        super()._grow_table(seq, batch)
 
 
 class GivesOneRowTwice(Scheduler):
@@ -134,6 +136,119 @@ class GivesOneRowTwice(Scheduler):
         super()._admit(batch, budget)
         if len(self.running) == 3:
             self._free_rows.append(self.running[0].row)
+
+
+class LeavesStalePadding(FakeDevice):
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.graphs = StaleGraphs(self.max_num_seqs)
+
+
+class StaleGraphs(FakeGraphs):
+    def _pad(self, start: int, end: int) -> None:
+        pass
+
+
+class EmitsBehindTheStop(Scheduler):
+    """(a) What was drawn before the stop was found goes out."""
+
+    def end(self, ended: list[SequenceState]) -> None:
+        super().end([seq for seq in ended if seq.key in self.sequences])
+        for seq in ended:
+            seq.has_ended = False
+
+
+class SchedulesBehindTheLast(Scheduler):
+    """(b) Until its last token has arrived, it runs on."""
+
+    def _leave(self, leaving: list[SequenceState]) -> None:
+        super()._leave([seq for seq in leaving if seq.has_ended])
+
+
+class GuessesIdsInFlight(PrefixCache):
+    """(c) A block is registered before its last ids are known."""
+
+    def register(self, seq: SequenceState) -> None:
+        num_known = len(seq.token_ids)
+        seq.token_ids += [0] * (seq.num_tokens - num_known)
+        super().register(seq)
+        del seq.token_ids[num_known:]
+
+
+class RegistersAtDispatch(Scheduler):
+    """(c) The same with one step in flight: as soon as the block is full."""
+
+    def _advance_caught_up(
+        self, caught_up: list[SequenceState], scheduled: list[ScheduledRow]
+    ) -> None:
+        super()._advance_caught_up(caught_up, scheduled)
+        for seq in caught_up:
+            self.blocks.cache.register(seq)
+
+
+class ForgetsTheTokenInFlight(Scheduler):
+    """(d) What is drawn for the preempted does not count; it arrives all the same."""
+
+    def _preempt(self, seq: SequenceState) -> None:
+        super()._preempt(seq)
+        seq.num_tokens = len(seq.token_ids)
+
+    def _has_all_ids(self, seq: SequenceState) -> bool:
+        return True
+
+
+class ReadmitsBeforeItsTokens(Scheduler):
+    """(d) The preempted come back without the tokens in flight."""
+
+    def _has_all_ids(self, seq: SequenceState) -> bool:
+        return True
+
+
+class LosesTokensOfThePreempted(Scheduler):
+    """(d) What arrives for one without a row is dropped."""
+
+    def _preempt(self, seq: SequenceState) -> None:
+        super()._preempt(seq)
+        seq.has_ended = True
+
+    def _has_all_ids(self, seq: SequenceState) -> bool:
+        return True
+
+    def _allocate(self, seq: SequenceState) -> bool:
+        is_allocated = super()._allocate(seq)
+        seq.has_ended = seq.has_ended and not is_allocated
+        return is_allocated
+
+
+class EmitsBehindTheAbort(Scheduler):
+    """(e) What is in flight for the aborted goes out."""
+
+    def abort(self, key: SequenceKey) -> None:
+        seq = self.sequences.get(key)
+        super().abort(key)
+        if seq is not None:
+            seq.has_ended = False
+
+    def end(self, ended: list[SequenceState]) -> None:
+        super().end([seq for seq in ended if seq.key in self.sequences])
+
+
+class MatchesResultsByRow(Engine):
+    """(e) A result goes to whoever has the row when it arrives."""
+
+    def _collect(self, step: ScheduledStep, result: StepResult) -> list[Output]:
+        holders = {seq.row: seq for seq in self._scheduler.running}
+        pairs = zip(step.batch.scheduled, step.sequences, strict=True)
+        sequences = [holders.get(row.row, seq) for row, seq in pairs]
+        return super()._collect(ScheduledStep(step.batch, sequences), result)
+
+
+class ForgetsPromptLogprobs(Scheduler):
+    """(f) The preempted lose what has arrived, while the rest is in flight."""
+
+    def _preempt(self, seq: SequenceState) -> None:
+        super()._preempt(seq)
+        seq.prompt_logprobs = []
 
 
 BUGS = [
@@ -150,17 +265,32 @@ BUGS = [
     Parts(scheduler=ReplaysGeneratedAsPrompt),
     Parts(scheduler=ReplaysWithoutItsTokens),
     Parts(scheduler=KeepsComputedCount),
-    Parts(scheduler=KeepsHalfThePromptLogprobs),
+    Parts(engine=KeepsPromptLogprobsTwice),
     Parts(scheduler=PreemptsWithoutFreeing),
     Parts(scheduler=GivesOneRowTwice),
+    Parts(device=LeavesStalePadding),
+]
+
+# What goes wrong only while a result is on its way, and the fewest steps in flight with which it can.
+OVERLAP_BUGS = [
+    (Parts(scheduler=EmitsBehindTheStop), 2),
+    (Parts(scheduler=SchedulesBehindTheLast), 2),
+    (Parts(cache=GuessesIdsInFlight), 3),
+    (Parts(scheduler=RegistersAtDispatch, cache=GuessesIdsInFlight), 2),
+    (Parts(scheduler=ForgetsTheTokenInFlight), 2),
+    (Parts(scheduler=ReadmitsBeforeItsTokens), 3),
+    (Parts(scheduler=LosesTokensOfThePreempted), 2),
+    (Parts(scheduler=EmitsBehindTheAbort), 2),
+    (Parts(engine=MatchesResultsByRow), 2),
+    (Parts(scheduler=ForgetsPromptLogprobs), 2),
 ]
 
 
-def trace(parts: Parts, seed: int) -> Rig:
-    """Siblings, shared prefixes, blocks alike after other prefixes, turns of a conversation, aborts, and
-    always too few blocks."""
+def trace(parts: Parts, seed: int, max_steps_in_flight: int = 1) -> Rig:
+    """Siblings, shared prefixes, blocks alike after other prefixes, turns of a conversation, stops,
+    aborts, and always too few blocks."""
     rng = random.Random(seed)
-    rig = Rig(SIZE, parts, is_checking=False)
+    rig = Rig(SIZE.with_depth(max_steps_in_flight), parts, is_checking=False)
     a, b = [1, 2, 3, 4], [rng.randrange(8) for _ in range(4)]
     stems = [a, a + b, b + a, a + a + b, a + b + [5]]
     for seq_id in range(0, 60, 2):
@@ -178,32 +308,54 @@ def trace(parts: Parts, seed: int) -> Rig:
                     max_tokens=max_tokens,
                     seed=rng.randrange(2),
                     prompt_logprobs=prompt_logprobs,
+                    logprobs=rng.choice([None, 0]),
+                    stop=rng.choice([(), (), (5,)]),
                 )
             )
         rig.steps(rng.randrange(6))
         if rng.random() < 0.2:
-            rig.engine.abort(rng.randrange(seq_id + 2))
+            rig.abort(rng.randrange(seq_id + 2))
     rig.run()
     return rig
 
 
-def test_the_trace_meets_everything_and_is_right() -> None:
-    rigs = [trace(Parts(), seed) for seed in range(10)]
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2, 3])
+def test_the_trace_meets_everything_and_is_right(max_steps_in_flight: int) -> None:
+    rigs = [trace(Parts(), seed, max_steps_in_flight) for seed in range(10)]
     for rig in rigs:
         assert rig.differing() == []
     assert sum(rig.scheduler.num_preemptions for rig in rigs) > 50
     assert sum(rig.scheduler.num_cache_hits for rig in rigs) > 500
+    assert sum(rig.device.graphs.num_padding_rows for rig in rigs) > 50
+    num_drawn = sum(
+        row.is_sampling for rig in rigs for b in rig.device.batches for row in b.scheduled
+    )
+    num_emitted = sum(len(text.token_ids) for rig in rigs for text in rig.texts.values())
+    assert (num_drawn - num_emitted > 10) == (max_steps_in_flight > 1)
+    assert sum(rig.engine.stats().num_generated_tokens for rig in rigs) == num_emitted
 
 
-def _is_caught(parts: Parts, seed: int) -> bool:
+def _is_caught(parts: Parts, seed: int, max_steps_in_flight: int) -> bool:
     try:
-        return bool(trace(parts, seed).differing())
-    except DeviceFault:
+        return bool(trace(parts, seed, max_steps_in_flight).differing())
+    except AssertionError:
         return True
 
 
-@pytest.mark.parametrize(
-    "bug", BUGS, ids=lambda p: next(c.__name__ for c in vars(p).values() if len(c.__mro__) == 3)
-)
-def test_a_planted_bug_is_caught(bug: Parts) -> None:
-    assert any(_is_caught(bug, seed) for seed in range(10))
+def _name(value: object) -> str:
+    if isinstance(value, Parts):
+        return next(c.__name__ for c in vars(value).values() if len(c.__mro__) == 3)
+    return str(value)
+
+
+@pytest.mark.parametrize("max_steps_in_flight", [1, 2])
+@pytest.mark.parametrize("bug", BUGS, ids=_name)
+def test_a_planted_bug_is_caught(bug: Parts, max_steps_in_flight: int) -> None:
+    assert any(_is_caught(bug, seed, max_steps_in_flight) for seed in range(10))
+
+
+@pytest.mark.parametrize(("bug", "max_steps_in_flight"), OVERLAP_BUGS, ids=_name)
+def test_a_planted_bug_of_the_overlap_is_caught(bug: Parts, max_steps_in_flight: int) -> None:
+    for fewer in range(1, max_steps_in_flight):
+        assert not any(_is_caught(bug, seed, fewer) for seed in range(10)), "it has another cause"
+    assert any(_is_caught(bug, seed, max_steps_in_flight) for seed in range(30))

@@ -26,9 +26,9 @@ PARAMS = (
         "repetition_penalty": 1.3,
         "logit_bias": ((5, 3.0), (17, -100.0)),
     },
-    {"temperature": 0.0, "repetition_penalty": 1.8, "min_tokens": 4, "eos_token_id": 297},
+    {"temperature": 0.0, "repetition_penalty": 1.8, "min_tokens": 3, "eos_token_id": 297},
 )
-MAX_TOKENS = 5
+MAX_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_chunked(model: GpuGPT, requests: list[SequenceRequest], alone: list[Ans
 def test_after_preemption(
     model: GpuGPT, requests: list[SequenceRequest], alone: list[Answer]
 ) -> None:
-    rig = make_rig(model, num_blocks=9, max_num_batched_tokens=30)
+    rig = make_rig(model, num_blocks=7)
     assert rig.run(requests) == alone
     assert rig.engine.stats().num_preemptions >= 1
 
@@ -105,7 +105,7 @@ def test_with_a_prefix_hit(
 def test_in_bfloat16_and_with_an_fp8_cache(model_dir: Path) -> None:
     """Near the fp32 answer, the same in a batch, and an fp8 cache is really another."""
     model = load_tiny(model_dir, torch.bfloat16)
-    requests = [make_request(i, 12, max_tokens=3, temperature=0.0, logprobs=1) for i in range(2)]
+    requests = [make_request(i, 9 + i, max_tokens=2, temperature=0.0, logprobs=1) for i in range(2)]
     for cache_dtype in (None, FP8):
         alone = [make_rig(model, cache_dtype=cache_dtype).run_alone(r) for r in requests]
         assert make_rig(model, cache_dtype=cache_dtype).run(requests) == alone

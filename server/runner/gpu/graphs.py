@@ -46,16 +46,19 @@ class DecodeGraphs:
             self._work(kind)
             self._capture(kind)
 
-    def capture_ahead(self, seconds: float) -> int:
-        """Capture plain kinds, the largest first (later ones share its memory), until the time is up.
+    def prepare(self, seconds: float) -> int:
+        """Run every kind once, so that all is compiled; then capture plain kinds, the largest first (later
+        ones share its memory), until the time is up. The rest is captured behind its first run.
 
-        The rest follows when first run. Returns how many there are now. The step's inputs must be
-        padding: each kind runs once.
+        Returns how many graphs there are now. The step's inputs must be padding.
         """
+        draws = ((False, False), (True, False), (True, True))
+        for size in self._sizes:
+            for has_logits, has_logprobs in draws:
+                self._work(DecodeKind(size, has_logits, has_logprobs))
         deadline = time.monotonic() + seconds
         for size in reversed(self._sizes):
-            kind = self.kind(size, has_logits=False, has_logprobs=False)
-            self.run(kind)
+            self._capture(DecodeKind(size, False, False))
             if time.monotonic() >= deadline:
                 break
         return len(self)

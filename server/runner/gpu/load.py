@@ -55,7 +55,8 @@ def build_gpu_runner(
         size = block_bytes(gpt_config, config.block_size, cache_dtype)
         after_weights = _used_bytes(device)
         runner = runner_with(limits.blocks_per_seq)
-        runner.profile()
+        for num_tokens in _profiled_sizes(limits.max_num_batched_tokens):
+            runner.profile(num_tokens)
         runner.warm_up(0)
         measured = Measured(
             total=torch.cuda.mem_get_info(device)[1],
@@ -84,6 +85,13 @@ def build_gpu_runner(
         fingerprint.result(),
         lines + plan.lines(),
     )
+
+
+def _profiled_sizes(max_num_tokens: int) -> list[int]:
+    """Prompt rows of steps that between them use every tile there is; the largest last."""
+    return [
+        size for size in (1, 17, 33, 65, 129, 257, 513, 1025, 2049) if size < max_num_tokens
+    ] + [max_num_tokens]
 
 
 def check_supported(config: GPTConfig) -> None:

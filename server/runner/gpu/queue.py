@@ -83,9 +83,14 @@ class CudaQueue:
             return _recorded()
 
     def capture(self, work: Callable[[], None]) -> Graph:
+        # Not torch.cuda.graph: it collects garbage and waits for the device, while others stream.
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._steps):
-            work()
+        with torch.cuda.stream(self._steps):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
         return graph
 
     def synchronize(self) -> None:

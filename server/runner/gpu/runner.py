@@ -113,6 +113,7 @@ class GpuRunner:
             words = max_words(vocab_size, self._rows.words_per_row, _MAX_BIASES)
             self._upload = Upload(queue, max(words, 16 * max_num_seqs))
         self._graphs = DecodeGraphs(queue, max_num_seqs, self._decode)
+        queue.synchronize()  # weights and cache were queued elsewhere
 
     @torch.inference_mode()
     def dispatch(self, batch: StepBatch) -> GpuStep:
@@ -128,32 +129,32 @@ class GpuRunner:
             return self._run_launches(runs)
 
     def warm_up(self, seconds: float) -> int:
-        """Compile what a step needs and capture graphs for so long; returns how many there are."""
+        """Compile what decode steps need and capture graphs for so long; returns how many there are."""
         with torch.inference_mode(), self._queue.running():
             self._send(np.full((len(self._rows.params), 4), -1, np.int32))
-            num_graphs = self._graphs.capture_ahead(seconds)
+            num_graphs = self._graphs.prepare(seconds)
         self._queue.synchronize()
         return num_graphs
 
-    def profile(self) -> None:
-        """Run a step as large as any, with everything that may be asked for, to see what it allocates.
+    def profile(self, num_tokens: int) -> None:
+        """Run a step of so many prompt tokens in as many rows as there are, with everything that may be
+        asked for: to compile it, and to see what it allocates.
 
-        Rows and cache hold nonsense afterwards. All its rows share the cache's blocks.
+        Rows and cache hold nonsense afterwards. All rows share the cache's blocks.
         """
         limits = self._limits
         params = SamplingParams(
             1, 0, top_p=0.9, logprobs=MAX_TOP, prompt_logprobs=MAX_TOP, logit_bias=((0, 1.0),)
         )
         blocks = [i % self._kv_cache.num_blocks for i in range(limits.blocks_per_seq)]
-        left = limits.max_num_batched_tokens
+        num_rows = min(limits.max_num_seqs, num_tokens)
         batch = StepBatch(0)
-        for row in range(limits.max_num_seqs):
-            share = -(-left // (limits.max_num_seqs - row))  # equal ones that add up to all
-            num_tokens = min(limits.max_model_len, share)
-            batch.new_rows.append(NewRow(row, [0] * num_tokens, num_tokens, 0, params))
+        for row in range(num_rows):
+            share = (num_tokens + row) // num_rows  # equal ones that add up to all
+            length = min(limits.max_model_len, share)
+            batch.new_rows.append(NewRow(row, [0] * length, length, 0, params))
             batch.new_blocks.append(NewBlocks(row, 0, blocks))
-            batch.scheduled.append(ScheduledRow(row, 0, num_tokens, True))
-            left -= num_tokens
+            batch.scheduled.append(ScheduledRow(row, 0, length, True))
         self.dispatch(batch).result()
         self._queue.synchronize()
 

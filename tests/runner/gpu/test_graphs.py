@@ -67,13 +67,15 @@ def test_logprobs_need_logits() -> None:
     assert [what for what, _ in recorder.done] == 3 * ["run", "captured"]
 
 
-def test_ahead_of_time_the_largest_comes_first() -> None:
+def test_before_the_first_request_all_run_once_and_the_largest_are_captured_first() -> None:
     graphs, recorder = make(9)
-    assert graphs.capture_ahead(60) == 5
+    assert graphs.prepare(60) == 5
+    ran = [kind for what, kind in recorder.done if what == "run"]
+    assert len(ran) == len(set(ran)) == 15
     assert [kind.num_rows for what, kind in recorder.done if what == "captured"] == [9, 8, 4, 2, 1]
 
 
 def test_time_that_is_up_ends_it() -> None:
     graphs, recorder = make(64)
-    assert graphs.capture_ahead(0) == 1
-    assert [kind.num_rows for _, kind in recorder.done] == [64, 64]
+    assert graphs.prepare(0) == 1
+    assert recorder.done[-1] == ("captured", DecodeKind(64, False, False))

@@ -11,7 +11,7 @@ from server.model.device_kv_cache import FP8
 from server.model.gpu_gpt import GpuGPT
 from server.sequence import SequenceRequest
 from tests.runner import rig as cpu
-from tests.runner.gpu.rig import load_tiny, make_rig, make_runner
+from tests.runner.gpu.rig import MAX_NUM_BATCHED_TOKENS, load_tiny, make_rig, make_runner
 from tests.runner.rig import Answer, make_request
 from tests.tiny_model import write_tiny_model
 
@@ -120,7 +120,7 @@ def test_the_largest_step_and_graphs_leave_a_runner_that_works(
     model: GpuGPT, requests: list[SequenceRequest], alone: list[Answer]
 ) -> None:
     runner = make_runner(model)
-    runner.profile()
+    runner.profile(MAX_NUM_BATCHED_TOKENS)
     assert runner.warm_up(0) == 1
     rig = make_rig(model)
     rig.engine._runner = runner  # type: ignore[assignment]

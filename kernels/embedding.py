@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gemm import check_stats
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 from kernels.row_stats import padded_groups, store_stats
 
 
@@ -77,5 +77,5 @@ def embed(
         N=n_embd,
         USE_PDL=pdl,
         num_warps=4,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

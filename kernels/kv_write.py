@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 
 FP8_MAX = 448.0  # the largest finite e4m3 value
 _FP8_MAX = tl.constexpr(FP8_MAX)
@@ -174,5 +174,5 @@ def kv_write(
         BLOCK_COLS=_BLOCK_COLS,
         USE_PDL=pdl,
         num_warps=4,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gemm import Norm, check_stats
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 from kernels.row_stats import (
     combine,
     group_stats,
@@ -133,5 +133,5 @@ def _launch(
         IS_RMS=bias is None,
         USE_PDL=pdl,
         num_warps=4,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

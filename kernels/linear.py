@@ -23,7 +23,7 @@ from kernels.gemm import (
     product,
     tile_constants,
 )
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 from kernels.row_stats import GROUP, store_stats
 from kernels.tuning import gemm_tile, num_programs
 
@@ -155,5 +155,5 @@ def linear(
         USE_PDL=pdl,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

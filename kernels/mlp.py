@@ -23,7 +23,7 @@ from kernels.gemm import (
     tile_constants,
 )
 from kernels.linear import Epilogue, linear, store_linear
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 from kernels.tuning import MAX_SPLIT_TILES, gemm_tile, num_programs, segment_k
 
 _FLAGS = tl.constexpr(4)  # in the queue: after the next ticket and the tickets done
@@ -226,5 +226,5 @@ def mlp(
         USE_PDL=pdl,
         num_warps=fc.num_warps,
         num_stages=fc.num_stages,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

@@ -35,3 +35,8 @@ def _can_use_pdl(index: int | None) -> bool:
 def use_pdl(device: torch.device) -> bool:
     """NVIDIA from sm_90 on. Never in the interpreter, whose tensors are on the CPU."""
     return device.type == "cuda" and _can_use_pdl(device.index)
+
+
+def pdl_options(use_pdl: bool) -> dict[str, bool]:
+    """Of a launch: an AMD GPU's compiler refuses to be told of launch_pdl."""
+    return {"launch_pdl": True} if use_pdl else {}

@@ -20,7 +20,7 @@ from kernels.gemm import (
     tile_constants,
 )
 from kernels.kv_write import check_cache, store_kv
-from kernels.pdl import launch_dependents, use_pdl, wait
+from kernels.pdl import launch_dependents, pdl_options, use_pdl, wait
 from kernels.tuning import gemm_tile, num_programs
 
 
@@ -171,5 +171,5 @@ def qkv(
         USE_PDL=pdl,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        launch_pdl=pdl,
+        **pdl_options(pdl),
     )

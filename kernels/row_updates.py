@@ -49,5 +49,5 @@ def apply_updates(indices: Tensor, values: Tensor, state: Tensor) -> None:
         size=len(state),
         BLOCK=_BLOCK,
         USE_PDL=use_pdl,
-        launch_pdl=use_pdl,
+        **pdl.pdl_options(use_pdl),
     )

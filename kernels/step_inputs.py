@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels import pdl
 
 _BLOCK = 128
+_PROGRAMS_PER_RUN = 8  # a chunk of 8,192 tokens takes 8 rounds of memory latency, not 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _store_tokens(
     tl.store(out_slots_ptr + at, tl.where(is_real, slot, -1), mask=is_token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_prefill_tokens"])
 def _token_rows_kernel(
     runs_ptr,  # [num_runs, 4]
     token_ids_ptr,  # [max_num_seqs, max_model_len]
@@ -104,7 +105,7 @@ def _token_rows_kernel(
     run_ptr = runs_ptr + tl.program_id(0) * 4
     row, start = tl.load(run_ptr), tl.load(run_ptr + 1)
     count, first = tl.load(run_ptr + 2), tl.load(run_ptr + 3)
-    for begin in range(0, count, BLOCK):
+    for begin in range(tl.program_id(1) * BLOCK, count, tl.num_programs(1) * BLOCK):
         offsets = begin + tl.arange(0, BLOCK)
         at = first + offsets
         is_token = (offsets < count) & (at >= 0) & (at < max_num_tokens)
@@ -135,7 +136,7 @@ def _store_tile_map(
         tl.store(item_rows_ptr + item, rows, mask=is_item)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["seq_lens_ptr"])
 def _tile_map_kernel(
     seq_lens_ptr,  # [num_rows]
     split_starts_ptr,  # [num_rows + 1]
@@ -152,7 +153,7 @@ def _tile_map_kernel(
     _store_tile_map(seq_lens, rows, num_rows, split_starts_ptr, item_rows_ptr, max_items, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _decode_inputs_kernel(
     runs_ptr,  # [num_rows, 4]: of one token each
     token_ids_ptr,  # [max_num_seqs, max_model_len]
@@ -203,7 +204,7 @@ def token_rows(
     if not len(runs):
         return
     use_pdl = pdl.use_pdl(runs.device)
-    _token_rows_kernel[(len(runs),)](
+    _token_rows_kernel[(len(runs), _PROGRAMS_PER_RUN)](
         runs,
         token_ids,
         block_tables,
@@ -220,7 +221,7 @@ def token_rows(
         BLOCK_SIZE=block_size,
         BLOCK=_BLOCK,
         USE_PDL=use_pdl,
-        launch_pdl=use_pdl,
+        **pdl.pdl_options(use_pdl),
     )
 
 
@@ -237,7 +238,7 @@ def write_tile_map(seq_lens: Tensor, out: TileMap) -> None:
         BLOCK=triton.next_power_of_2(max(len(seq_lens), 16)),
         USE_PDL=use_pdl,
         num_warps=8,
-        launch_pdl=use_pdl,
+        **pdl.pdl_options(use_pdl),
     )
 
 
@@ -273,5 +274,5 @@ def decode_inputs(
         BLOCK=triton.next_power_of_2(max(len(runs), 16)),
         USE_PDL=use_pdl,
         num_warps=8,
-        launch_pdl=use_pdl,
+        **pdl.pdl_options(use_pdl),
     )

@@ -153,3 +153,34 @@ def test_ids_out_of_range_read_and_write_inside(rows: Rows) -> None:
         tensors,
     )
     assert len(tensors.token_ids) == 4
+
+
+def test_a_slot_beyond_32_bits(rows: Rows) -> None:
+    tables = rows.block_tables.clone()
+    tables[1, 0] = 2**31 - 1
+    tensors = filled(1)
+    runs = torch.tensor([[1, 15, 1, 0]], dtype=torch.int32, device=DEVICE)
+    token_rows(runs, rows.token_ids, tables, 0, BLOCK_SIZE, tensors)
+    assert tensors.slot_mapping.tolist() == [(2**31 - 1) * BLOCK_SIZE + 15]
+
+
+def test_both_ways_agree_on_decode_rows(rows: Rows) -> None:
+    table = with_first_rows([(4, 299, 1), (0, 15, 1), (3, 16, 1)])
+    runs = torch.tensor(table, dtype=torch.int32, device=DEVICE)
+    one, two = filled(4), filled(4)
+    maps = [TileMap.allocate(3, 16, 64, DEVICE) for _ in range(2)]
+    decode_inputs(runs, *rows, BLOCK_SIZE, one, maps[0])
+    token_rows(runs, *rows, 0, BLOCK_SIZE, two)
+    write_tile_map(two.seq_lens[:3], maps[1])
+    for name in StepTensors.__slots__:
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert torch.equal(maps[0].split_starts, maps[1].split_starts)
+    assert torch.equal(maps[0].item_rows, maps[1].item_rows)
+
+
+def test_a_tile_map_without_room_for_all_items_writes_no_further() -> None:
+    tile_map = TileMap.allocate(3, 8, 16, DEVICE)
+    tile_map.item_rows.fill_(SENTINEL)
+    seq_lens = torch.full((3,), 40, dtype=torch.int32, device=DEVICE)
+    write_tile_map(seq_lens, TileMap(tile_map.split_starts, tile_map.item_rows[:5], 16))
+    assert tile_map.item_rows.tolist() == [0, 0, 0, 1, 1] + 3 * [SENTINEL]

@@ -52,7 +52,7 @@ def _stream_all(port: int) -> float:
     return STREAMS * TOKENS / (time.perf_counter() - started)
 
 
-def run(repeats: int = 21) -> Report:
+def run(repeats: int = 41) -> Report:
     os.environ.update(child_environment())  # before torch and numba are imported
     report = Report(
         "http_tax",

@@ -119,9 +119,9 @@ def test_in_bfloat16_and_with_an_fp8_cache(model_dir: Path) -> None:
 def test_the_largest_step_and_graphs_leave_a_runner_that_works(
     model: GpuGPT, requests: list[SequenceRequest], alone: list[Answer]
 ) -> None:
-    runner = make_runner(model)
+    runner = make_runner(model, max_num_seqs=2)
     runner.profile(MAX_NUM_BATCHED_TOKENS)
     assert runner.warm_up(0) == 1
-    rig = make_rig(model)
+    rig = make_rig(model, max_num_seqs=2)
     rig.engine._runner = runner  # type: ignore[assignment]
     assert rig.run_alone(requests[2]) == alone[2]

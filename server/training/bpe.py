@@ -45,7 +45,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Reads a tokenizer.json; raises TrainingError if it is missing or has no end-of-text token."""
     if not path.is_file():
         raise TrainingError(f"no tokenizer at {path}")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise TrainingError(f"{path} is not a tokenizer: {error}") from None
     end_of_text_id(tokenizer)
     return tokenizer
 

@@ -30,8 +30,8 @@ pipeline_tag: text-generation
 
 # {title}
 
-A language model of the GPT-2 architecture, trained from scratch by `continuo train`. Serve it with
-`continuo serve --model DIR`, or load it with transformers' `AutoModelForCausalLM` and
+A language model of the GPT-2 architecture, trained {beginning} by `continuo train`. Serve it
+with `continuo serve --model DIR`, or load it with transformers' `AutoModelForCausalLM` and
 `AutoTokenizer`.
 
 | | |
@@ -48,7 +48,7 @@ A language model of the GPT-2 architecture, trained from scratch by `continuo tr
 |---|---|
 | held-out text | **{bits_per_byte:.4f} bits per byte** |
 | its size | {valid_bytes:,} bytes, {valid_tokens:,} tokens |
-| tokens trained | {trained_tokens:,} ({epochs:.2f} passes over {train_tokens:,}) |
+{origin}| tokens trained | {trained_tokens:,} ({epochs:.2f} passes over {train_tokens:,}) |
 | time | {wall_min:.0f} minutes on the clock, {cpu_min:.0f} CPU minutes, on {hardware} |
 
 Bits per byte: the nats of all tokens of the held-out text, end-of-text tokens included, / ln 2 /
@@ -89,9 +89,10 @@ document.
 {samples}
 """
 
-RECIPE = (
-    "{optimizer}; linear warm-up, a constant rate, and linear decay to nearly 0; cross-entropy; "
-    "gradients clipped at norm 1; no dropout."
+RECIPE = "{optimizer}; {schedule}; cross-entropy; gradients clipped at norm 1; no dropout."
+ORIGIN_ROW = (
+    "| before this run | {origin.bits_per_byte:.4f} bits per byte: the weights of `{origin.name}` "
+    "(SHA-256 of its file: `{origin.sha256}`); their training is not counted below |\n"
 )
 OPTIMIZER_NAMES = {
     "muon": "Muon (Jordan et al., 2024) for the hidden matrices, AdamW for all else",
@@ -123,8 +124,11 @@ def render_card(facts: CardFacts) -> str:
     trained_tokens = progress.step * config.tokens_per_step
     notes = _split_notes(facts.data_card or DEFAULT_DATA_CARD)
     texts = {"data_card": notes[""], "samples": _format_samples(facts.samples)}
+    origin = progress.origin
     card = TEMPLATE.format(
         **vars(facts) | texts,
+        beginning="from the weights of another model" if origin else "from scratch",
+        origin=ORIGIN_ROW.format(origin=origin) if origin else "",
         training_notes=notes.get("Training", ""),
         limits=notes.get("Limits", ""),
         trained_tokens=trained_tokens,
@@ -133,7 +137,9 @@ def render_card(facts: CardFacts) -> str:
         cpu_min=progress.cpu_s / 60,
         left_context=config.context - facts.stride,
         history=_format_history(progress),
-        recipe=RECIPE.format(optimizer=OPTIMIZER_NAMES[config.optimizer]),
+        recipe=RECIPE.format(
+            optimizer=OPTIMIZER_NAMES[config.optimizer], schedule=_describe_schedule(config)
+        ),
         temperature=SAMPLE_TEMPERATURE,
         sample_tokens=SAMPLE_TOKENS,
         seed=SAMPLE_SEED,
@@ -148,6 +154,13 @@ def _split_notes(text: str) -> dict[str, str]:
         heading.strip(): body.strip()
         for heading, body in zip(pieces[1::2], pieces[2::2], strict=True)
     }
+
+
+def _describe_schedule(config: TrainConfig) -> str:
+    phases = ["linear warm-up"] if config.warmup else []
+    phases += ["a constant rate"] if config.decay < 1.0 else []
+    phases += ["linear decay to nearly 0"] if config.decay else []
+    return ", then ".join(phases)
 
 
 def _format_history(progress: Progress) -> str:

@@ -21,6 +21,7 @@ from server.training.config import FIXED_ON_RESUME, TrainConfig
 from server.training.errors import TrainingError
 from server.training.model import GPT
 from server.training.optimizer import load_state_tensors, state_tensors
+from server.training.origin import Origin
 
 TENSORS = "state.safetensors"
 META = "state.json"
@@ -37,6 +38,7 @@ class Progress:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     history: tuple[tuple[int, float], ...] = ()  # (step, valid bits per byte)
+    origin: Origin | None = None  # None: began from random weights
 
 
 def save_checkpoint(
@@ -81,10 +83,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def read_meta(checkpoint: Path) -> tuple[TrainConfig, Progress]:
     try:
         meta: dict[str, Any] = json.loads((checkpoint / META).read_text())
-        history = tuple(
-            (int(step), float(value)) for step, value in meta["progress"].pop("history")
+        fields = meta["progress"]
+        history = tuple((int(step), float(value)) for step, value in fields.pop("history"))
+        origin = fields.pop("origin", None)
+        progress = Progress(
+            **fields, history=history, origin=Origin(**origin) if origin is not None else None
         )
-        return TrainConfig(**meta["config"]), Progress(**meta["progress"], history=history)
+        return TrainConfig(**meta["config"]), progress
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{checkpoint / META} is not a readable checkpoint: {error}") from None
 

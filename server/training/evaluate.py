@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NOT_SCORED = -100
+EVAL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,16 @@ def bits_per_byte(
             targets = torch.stack([pair[1] for pair in batch])
             total_nats += float(summed_loss(inputs, targets))
     return total_nats / math.log(2) / held_out.num_bytes
+
+
+def careful_bits_per_byte(
+    summed_loss: Callable[[Tensor, Tensor], Tensor], held_out: HeldOut, context: int
+) -> float:
+    """The figure of a whole model: every token but the first window's sees at least half a context
+    before it.
+    """
+    return bits_per_byte(summed_loss, held_out, context, careful_stride(context), EVAL_BATCH)
+
+
+def careful_stride(context: int) -> int:
+    return max(1, context // 2)

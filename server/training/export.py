@@ -19,6 +19,7 @@ from server.training.bpe import END_OF_TEXT, end_of_text_id
 from server.training.config import ModelShape
 from server.training.model import GPT, INIT_STD, LAYER_NORM_EPSILON
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PREFIX = "transformer."
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -31,7 +32,7 @@ def export_model(folder: Path, model: GPT, tokenizer: Tokenizer, dtype: torch.dt
     separator = end_of_text_id(tokenizer)
     tensors = {name: value.to(dtype) for name, value in to_hugging_face(model.state_dict()).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    _write_json(folder / "config.json", model_config(model.shape, separator, dtype))
+    _write_json(folder / CONFIG, model_config(model.shape, separator, dtype))
     _write_json(
         folder / "generation_config.json", {"bos_token_id": separator, "eos_token_id": separator}
     )
@@ -45,11 +46,14 @@ def read_weights(folder: Path, shape: ModelShape) -> GPT:
     written.
     """
     model = GPT(shape)
-    tensors = {
-        name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()
-    }
-    model.load_state_dict(from_hugging_face(tensors))
+    model.load_state_dict(read_tensors(folder / WEIGHTS))
     return model
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """An exported file's tensors under the training model's names and in its layout."""
+    tensors = {name.removeprefix(PREFIX): value for name, value in load_file(path).items()}
+    return from_hugging_face(tensors)
 
 
 def is_conv1d(name: str) -> bool:

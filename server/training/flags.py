@@ -79,9 +79,13 @@ def _add_model_arguments(group: Group) -> None:
         ("context", "longest sequence, in tokens"),
     ):
         default = getattr(DEFAULTS, name.replace("-", "_"))
-        group.add_argument(
-            f"--{name}", type=int, default=default, help=f"{text} (default {default})"
-        )
+        group.add_argument(f"--{name}", type=int, help=f"{text} (default {default})")
+    group.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin from the weights, shape and tokenizer of a model that continuo train exported",
+    )
 
 
 def _add_recipe_arguments(group: Group) -> None:

@@ -14,13 +14,11 @@ from server.training.checkpoint import Progress
 from server.training.config import TrainConfig
 from server.training.device import Compute
 from server.training.errors import TrainingError
-from server.training.evaluate import bits_per_byte
+from server.training.evaluate import careful_bits_per_byte, careful_stride
 from server.training.export import DTYPES, attach_files, export_model, read_weights
 from server.training.model import GPT, count_parameters
 from server.training.run import Data
 from server.training.sample import sample_text
-
-EVAL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ def publish(run: FinishedRun, command: str, options: PublishOptions) -> float:
     export_model(options.folder, run.model, run.data.tokenizer, DTYPES[options.dtype])
     attach_files(options.folder, options.attach)
     exported = read_weights(options.folder, run.model.shape)
-    stride = max(1, run.config.context // 2)
-    value = bits_per_byte(exported, run.data.held_out, run.config.context, stride, EVAL_BATCH)
+    value = careful_bits_per_byte(exported, run.data.held_out, run.config.context)
     facts = card.CardFacts(
         title=options.title,
         config=run.config,
@@ -69,7 +66,7 @@ def publish(run: FinishedRun, command: str, options: PublishOptions) -> float:
         parameters=count_parameters(exported),
         dtype=options.dtype,
         bits_per_byte=value,
-        stride=stride,
+        stride=careful_stride(run.config.context),
         valid_bytes=run.data.held_out.num_bytes,
         valid_tokens=len(run.data.held_out.tokens) - 1,
         train_tokens=len(run.data.tokens),

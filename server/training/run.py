@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from server.training.bpe import encode_documents, load_tokenizer, train_tokenizer
-from server.training.checkpoint import list_checkpoints
+from server.training.checkpoint import list_checkpoints, read_meta
 from server.training.config import TrainConfig
 from server.training.data import WindowSampler, read_documents
 from server.training.device import Compute
 from server.training.errors import TrainingError
 from server.training.evaluate import HeldOut
+from server.training.origin import StartModel, check_same_origin
 from server.training.progress import ProgressReporter
 from server.training.trainer import Trainer
 
@@ -95,10 +96,14 @@ class RunOptions:
 
 
 def train(
-    config: TrainConfig, compute: Compute, data: Data, options: RunOptions
+    config: TrainConfig,
+    compute: Compute,
+    data: Data,
+    options: RunOptions,
+    start: StartModel | None = None,
 ) -> tuple[Trainer, int]:
-    """Runs or resumes a training in `options.out`. Returns the trainer and 0, or 128 + the signal
-    that ended it.
+    """Runs or resumes a training in `options.out`; a new one begins from `start`, if given, else
+    from random weights. Returns the trainer and 0, or 128 + the signal that ended it.
     """
     folder = options.out / CHECKPOINTS
     found = list_checkpoints(folder)
@@ -111,8 +116,12 @@ def train(
     options.out.mkdir(parents=True, exist_ok=True)
     data.tokenizer.save(str(options.out / TOKENIZER))
     if found:
+        check_same_origin(read_meta(found[-1])[1].origin, start)
         trainer.resume(found[-1])
         reporter.note(f"resuming at step {trainer.progress.step} from {found[-1]}")
+    elif start is not None:
+        value = trainer.begin_from(start)
+        reporter.note(f"beginning from {start.folder}: {value:.4f} bits per byte")
     reporter.start(trainer.progress.step)
     with stop.installed():
         is_finished = trainer.run(options.eval_every, options.save_every)
@@ -125,11 +134,19 @@ def train(
     return trainer, 128 + stop.number
 
 
-def train_briefly(config: TrainConfig, compute: Compute, data: Data, stop: StopSignal) -> float:
+def train_briefly(
+    config: TrainConfig,
+    compute: Compute,
+    data: Data,
+    stop: StopSignal,
+    start: StartModel | None = None,
+) -> float:
     """A trial of the grid: nothing is saved. Returns bits per byte at its end; NaN if stopped."""
     sampler = WindowSampler(data.tokens, config.context, config.batch_size, config.seed)
     reporter = ProgressReporter(config.steps, config.tokens_per_step)
     trainer = Trainer(config, compute, sampler, data.held_out, reporter, None, stop)
+    if start is not None:
+        start.load_into(trainer.model)
     reporter.start(0)
     trainer.run(eval_every=config.steps, save_every=config.steps)
     reporter.close()

@@ -23,9 +23,10 @@ from server.training.config import TrainConfig
 from server.training.data import WindowSampler
 from server.training.device import Compute
 from server.training.errors import TrainingError
-from server.training.evaluate import HeldOut, bits_per_byte
+from server.training.evaluate import HeldOut, bits_per_byte, careful_bits_per_byte
 from server.training.model import GPT, init_weights
 from server.training.optimizer import build_optimizers, set_lr
+from server.training.origin import Origin, StartModel
 from server.training.schedule import lr_scale
 
 MAX_GRAD_NORM = 1.0
@@ -64,6 +65,15 @@ class Trainer:
         self._forward = (
             torch.compile(self.model, dynamic=False) if compute.use_compile else self.model
         )
+
+    def begin_from(self, start: StartModel) -> float:
+        """Takes the weights of another model and returns their bits per byte. Optimiser state and
+        step count start anew.
+        """
+        start.load_into(self.model)
+        value = careful_bits_per_byte(self.model, self.held_out, self.config.context)
+        self.progress = Progress(origin=Origin(start.name, start.sha256, value))
+        return value
 
     def resume(self, checkpoint: Path) -> None:
         saved, progress = read_meta(checkpoint)

@@ -4,11 +4,12 @@
 PYTHON ?= python3
 TORCH ?= auto
 ARGS ?=
+OUT ?= benchmarks/results
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(TORCH)
 
-.PHONY: help setup serve test check bench
+.PHONY: help setup serve test check bench kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,3 +37,9 @@ check: $(STAMP) ## formatting, lint, types, import contracts
 
 bench: $(STAMP) ## measure; writes tables, JSON and plots to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+kernels: $(STAMP) ## compile the GPU kernels for every chip, without a GPU, and check their machine code
+	@$(BIN)/python -m benchmarks.kernels.compile $(ARGS)
+
+gpu: ## measure everything on a GPU, in under 9 minutes; writes gpu.json and gpu.png to OUT=...
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --out $(OUT) $(ARGS)

@@ -28,3 +28,16 @@ class LogitEdits(NamedTuple):
     starts: Any  # int32 [num_rows + 1]: edits of row i are starts[i] .. starts[i + 1] - 1
     token_ids: Any  # int32 [num_edits]
     values: Any  # float32 [num_edits]
+
+
+class RowFills(NamedTuple):
+    """What refilled rows need beside SamplingRows, for the tables of a GPU's sampler. On the device."""
+
+    row_ids: Any  # int32 [num_fills], -1 = padding
+    banned_below: Any  # int32 [num_fills]: with fewer tokens the row draws none of its banned ids
+    wants_logits: Any  # int32 [num_fills]: not 0 where logprobs are wanted
+    bias_starts: Any  # int32 [num_fills + 1]: biases of fill i are starts[i] .. starts[i + 1] - 1
+    bias_ids: Any  # int32 [num_biases]
+    bias_values: Any  # float32 [num_biases]
+    ban_starts: Any  # int32 [num_fills + 1]
+    ban_ids: Any  # int32 [num_bans]

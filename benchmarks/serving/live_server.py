@@ -5,7 +5,6 @@ The client shares the cores with the server, so it does no more than count event
 
 from __future__ import annotations
 
-import asyncio
 import json
 import select
 import signal

@@ -123,7 +123,7 @@ def _threshold(
     """What min_p, top_k and top_p leave are the ids with z >= the returned value <= z_max."""
     lowest = np.float32(-_LIMIT * np.float32(1e6))  # below any z that can be drawn
     if min_p > 0:
-        lowest = max(lowest, np.float32(z_max + np.float32(math.log(min_p))))
+        lowest = max(lowest, np.float32(z_max + np.float32(math.log(np.float64(min_p)))))
     if 0 < top_k < z.shape[0]:
         lowest = max(lowest, kth_largest(z, z_max, top_k))
     if top_p < 1:

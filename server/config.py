@@ -14,6 +14,7 @@ from server.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KVCacheDtype = Literal["auto", "fp8"]
+CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
 _BLOCK_SIZES = (8, 16, 32, 64, 128)

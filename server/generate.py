@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import typing
 from dataclasses import replace
 
-from server.config import Dtype, EngineConfig, GenerateConfig
+from server.config import CPU_DTYPES, EngineConfig, GenerateConfig
 from server.errors import ContextLengthError, RequestError
 from server.sequence import SamplingParams, SequenceRequest
 from server.startup import check_kernels_are_ours, child_environment, resolve_engine
@@ -48,13 +47,13 @@ def generate(engine_config: EngineConfig, config: GenerateConfig, prompt: str) -
 
 
 def warm_up() -> int:
-    """Loading a runner compiles the kernels, or finds them in the cache; each dtype has its own."""
+    """Loading a runner compiles the CPU kernels, or finds them in the cache; each dtype has its own."""
     _prepare_process()
     from server.assembly import assemble
     from server.tokenizer import load_tokenizer
 
-    for dtype in typing.get_args(Dtype):
-        config = resolve_engine(EngineConfig(dtype=dtype))
+    for dtype in CPU_DTYPES:
+        config = resolve_engine(EngineConfig(device="cpu", dtype=dtype))
         assemble(config, load_tokenizer(config.model))
     return 0
 

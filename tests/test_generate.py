@@ -48,3 +48,10 @@ def test_a_reader_that_goes_away_is_no_traceback(tiny_model_dir: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
+
+
+def test_warm_up_ends_well() -> None:
+    """Set-up and the image run it. Its kernels are in the tests' own cache by now or soon."""
+    command = [sys.executable, "-m", "server", "warm-up"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")

@@ -16,7 +16,7 @@ import torch
 from kernels.cpu.threads import set_threads
 from kernels.cpu.tile import HAS_BF16_DOT
 from kernels.cpu.warm_up import warm_up
-from server.config import EngineConfig, Limits
+from server.config import CPU_DTYPES, EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig, read_config
 from server.model.kv_cache import KVCache
@@ -100,7 +100,7 @@ def _dtype(
     config: EngineConfig, device: str, has_bf16_dot: bool
 ) -> tuple[Literal["bfloat16", "float16", "float32"], str]:
     if config.dtype != "auto":
-        if config.dtype == "float16" and device == "cpu":
+        if device == "cpu" and config.dtype not in CPU_DTYPES:
             raise ConfigError(
                 "--dtype float16 is for GPUs; on a CPU use bfloat16, float32 or auto."
             )

@@ -20,7 +20,9 @@ from server.logs import set_up_logging
 _log = logging.getLogger(__name__)
 
 _SLOW_START_S = 5.0
-_SLOW_START = "still starting: the first start compiles the CPU kernels, which takes half a minute"
+_SLOW_START = (
+    "still starting: a first start compiles the kernels: half a minute on a CPU, longer on a GPU"
+)
 
 
 def main() -> None:

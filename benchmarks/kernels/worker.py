@@ -18,7 +18,7 @@ from benchmarks.kernels.machine_code import MachineCode
 from benchmarks.kernels.pretend_gpu import pretend_gpu
 from benchmarks.kernels.targets import TARGETS, Target
 
-_TELLING = r"fatal|error:|Error\("
+_TELLING = r"fatal|error: (?!Failures have been)|Error\(|Pipeline failed"
 _MAX_REASON = 300
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.gemm import capability
 from server.errors import ConfigError
 from server.model.checkpoint import load_weights
 from server.model.config import GPTConfig
@@ -30,10 +31,10 @@ def build_gpu_runner(
 ) -> LoadedRunner:
     """`resolved.config.model` is a directory. Raises ConfigError."""
     config, limits, lines = resolved
-    check_supported(gpt_config)
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = DTYPES[config.dtype]
     cache_dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
+    check_supported(gpt_config, cache_dtype, capability(device))
     model_dir = Path(config.model)
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
         fingerprint = pool.submit(
@@ -94,12 +95,17 @@ def _profiled_sizes(max_num_tokens: int) -> list[int]:
     ] + [max_num_tokens]
 
 
-def check_supported(config: GPTConfig) -> None:
-    """Raises ConfigError for shapes that the GPU kernels do not have."""
+def check_supported(config: GPTConfig, cache_dtype: torch.dtype, gpu: tuple[int, int]) -> None:
+    """Raises ConfigError for what the GPU kernels do not have. `gpu`: as of `kernels.gemm.capability`."""
     if config.head_dim % 16 or config.head_dim > 256:
         raise ConfigError(
             f"The GPU kernels take head sizes that are multiples of 16, up to 256; this model has "
             f"{config.head_dim}. Use --device cpu."
+        )
+    if cache_dtype == FP8 and (0, 0) < gpu < (8, 9):
+        raise ConfigError(
+            f"--kv-cache-dtype fp8 needs an NVIDIA GPU of compute capability 8.9 or newer; this one has "
+            f"{gpu[0]}.{gpu[1]}. Leave it out."
         )
 
 

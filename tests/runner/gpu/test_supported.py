@@ -26,7 +26,7 @@ def test_served_shapes_are_taken(n_embd: int, n_head: int) -> None:
 
 @pytest.mark.parametrize(("n_embd", "n_head"), [(80, 2), (272, 1)])
 def test_other_head_sizes_are_refused(n_embd: int, n_head: int) -> None:
-    with pytest.raises(ConfigError, match="multiples of 16, up to 256.*--device cpu"):
+    with pytest.raises(ConfigError, match=r"multiples of 16, up to 256.*--device cpu"):
         check_supported(config(n_embd, n_head), BF16, (9, 0))
 
 

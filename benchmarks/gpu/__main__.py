@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.gpu import first, plot
 from benchmarks.gpu.children import Children
 from benchmarks.gpu.goals import judge
@@ -27,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     if not options.dry_run:
+        if not torch.cuda.is_available():
+            print(
+                "torch sees no GPU here: nothing to measure. --dry-run tries every line without one."
+            )
+            return 1
         os.environ.pop("TRITON_INTERPRET", None)
         return _run(options, options.out.resolve(), deadline)
     os.environ["TRITON_INTERPRET"] = "1"

@@ -37,6 +37,15 @@ def test_a_dry_run_goes_through_every_part_and_writes_nothing(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is measured")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("torch sees no GPU here")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_engine_is_measured_without_what_a_gpu_machine_may_lack() -> None:
     lacking = [
         "msgspec",

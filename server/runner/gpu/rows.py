@@ -95,9 +95,3 @@ class DeviceRows:
 def _has_filters(params: SamplingParams) -> bool:
     is_greedy = params.temperature < GREEDY_BELOW.value
     return not is_greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-
-
-def state_bytes(max_num_seqs: int, max_model_len: int, block_size: int) -> int:
-    """Device memory of the rows."""
-    words = 2 + len(_COUNTS) + len(PARAMS_TYPES) + max_model_len + -(-max_model_len // block_size)
-    return 4 * max_num_seqs * words

@@ -6,7 +6,7 @@ import torch
 
 from kernels.row_updates import apply_updates
 from server.runner.batch import NewBlocks, NewRow
-from server.runner.gpu.rows import DeviceRows, state_bytes
+from server.runner.gpu.rows import DeviceRows
 from server.sequence import SamplingParams
 from tests.kernels.gpu.device import DEVICE
 
@@ -52,10 +52,6 @@ def test_changes_are_taken_once_and_neighbours_are_left_alone() -> None:
     assert rows.sampling.token_ids[0].tolist() == [1] + 19 * [77]
     assert rows.sampling.choice.tolist() == [0, 77, 0]
     assert rows.block_tables.unique().tolist() == [77]
-
-
-def test_the_size_is_what_is_planned() -> None:
-    assert make_rows().state.nbytes == state_bytes(3, 20, 8)
 
 
 def test_updates_out_of_range_are_skipped() -> None:

@@ -93,5 +93,6 @@ class DeviceRows:
 
 
 def _has_filters(params: SamplingParams) -> bool:
-    is_greedy = params.temperature < GREEDY_BELOW.value
+    """As the device finds, in fp32: no row may be left to a sampler that the host does not launch."""
+    is_greedy = np.float32(params.temperature) < np.float32(GREEDY_BELOW.value)
     return not is_greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kernels.row_updates import apply_updates
+from kernels.sampling_tables import NEEDS_LOGITS, SamplingTables
 from server.runner.batch import NewBlocks, NewRow
+from server.runner.gpu.fills import fill_rows
+from server.runner.gpu.queue import CudaQueue, EagerQueue
 from server.runner.gpu.rows import DeviceRows
+from server.runner.gpu.upload import Upload
 from server.sequence import SamplingParams
 from tests.kernels.gpu.device import DEVICE
 
@@ -61,3 +66,19 @@ def test_updates_out_of_range_are_skipped() -> None:
     assert state.tolist() == [0, -1, -1, -1, 4]
     apply_updates(indices[:0], indices[:0], state)
     assert state.tolist() == [0, -1, -1, -1, 4]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 9.9e-6, 9.9999999e-6, 1e-5, 1.0])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}])
+def test_the_host_knows_which_rows_the_device_leaves_to_the_sampler(
+    temperature: float, filters: dict[str, float]
+) -> None:
+    """9.9999999e-6 is below 1e-5, but not in fp32."""
+    rows = make_rows()
+    tables = SamplingTables.allocate(3, torch.zeros(50), DEVICE)
+    upload = Upload(EagerQueue() if DEVICE.type == "cpu" else CudaQueue(DEVICE), 4096)
+    params = SamplingParams(max_tokens=5, seed=0, temperature=temperature, **filters)  # type: ignore[arg-type]
+    fill_rows([NewRow(1, [9, 8], 2, 0, params)], rows, tables, upload)
+    is_left = bool(int(tables.row_flags[1]) & NEEDS_LOGITS.value)
+    assert bool(rows.needs_logits[1]) == is_left
+    assert is_left == (bool(filters) and temperature > 9.95e-6)

@@ -34,12 +34,10 @@ class Runs(NamedTuple):
         return self.num_tokens - self.num_prefill_tokens
 
     @property
-    def prefills(self) -> Array:
-        """int32 [3 * num_prefills + 1]: cumulative query lengths, then KV lengths, then rows."""
+    def prefills(self) -> tuple[Array, Array, Array]:
+        """int32: cumulative query lengths [num_prefills + 1], KV lengths and rows [num_prefills]."""
         rows, starts, counts, first = self.table[: self.num_prefills].T
-        return np.concatenate(
-            (first, [self.num_prefill_tokens], starts + counts, rows), dtype=np.int32
-        )
+        return np.append(first, np.int32(self.num_prefill_tokens)), starts + counts, rows
 
 
 def cut_runs(scheduled: list[ScheduledRow], num_prompt_tokens: Array) -> Runs:

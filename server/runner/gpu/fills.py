@@ -14,8 +14,10 @@ from kernels.sampling_rows import RowFills
 from kernels.sampling_tables import SamplingTables, fill_tables
 from server.runner.batch import NewRow
 from server.runner.gpu.rows import DeviceRows
-from server.runner.gpu.upload import Upload
+from server.runner.gpu.upload import Upload, aligned
 from server.runner.rows import Array, RowEdits
+
+_NUM_PARTS = 10  # of an upload
 
 
 class _Fill(NamedTuple):
@@ -41,7 +43,8 @@ def fill_rows(
 
 def max_words(vocab_size: int, words_per_row: int, max_num_biases: int) -> int:
     """What the upload must hold for any one row: all its words as pairs, its biases, and bans."""
-    return 2 * words_per_row + 2 * max_num_biases + vocab_size + len(_Fill._fields) + 2
+    gaps = _NUM_PARTS * aligned(1)  # what alignment may add
+    return 2 * words_per_row + 2 * max_num_biases + vocab_size + len(_Fill._fields) + 2 + gaps
 
 
 def _groups(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kernels import tuning
@@ -44,18 +43,17 @@ class Inputs:
             cache_dtype=cache_dtype,
         )
 
-    def build(self, table: Tensor, prefills: Tensor, runs: Runs) -> tuple[TokenRows, AttentionStep]:
-        """`table`: that of `runs` on the device; `prefills` int32 [3 * num_prefills + 1]: cumulative query
-        lengths, KV lengths and rows."""
+    def build(
+        self, table: Tensor, prefills: list[Tensor], runs: Runs
+    ) -> tuple[TokenRows, AttentionStep]:
+        """`table` and `prefills`: those of `runs`, on the device."""
         sampling = self._rows.sampling
         token_rows(
             table, sampling.token_ids, self._rows.block_tables, runs.num_prefill_tokens,
             self._block_size, self._tensors,
         )  # fmt: skip
-        num = runs.num_prefills
-        cu_seqlens_q, seq_lens, rows = torch.split(prefills, [num + 1, num, num])
         attention = AttentionStep(
-            Prefills(runs.num_prefill_tokens, cu_seqlens_q, seq_lens, rows) if num else None,
+            Prefills(runs.num_prefill_tokens, *prefills) if runs.num_prefills else None,
             self._decodes(runs),
             self._rows.block_tables,
             self._workspace,

@@ -28,7 +28,7 @@ from server.runner.gpu.inputs import Inputs
 from server.runner.gpu.outputs import MAX_TOP, Drawn
 from server.runner.gpu.queue import Arrival, Queue
 from server.runner.gpu.rows import DeviceRows
-from server.runner.gpu.upload import Upload
+from server.runner.gpu.upload import Upload, aligned
 from server.runner.rows import Array
 from server.runner.runs import Runs, cut_runs
 from server.sequence import SamplingParams, TokenLogprobs
@@ -175,8 +175,8 @@ class GpuRunner:
     def _run_launches(self, runs: Runs) -> GpuStep:
         """Any step: prompt rows, replays, rows that draw nothing."""
         asked, prompts = self._draw.asked(runs), []
-        table, prefills, sampling_rows, sampling_index = self._send(
-            runs.table, runs.prefills, runs.sampling_rows, runs.sampling_index
+        table, sampling_rows, sampling_index, *prefills = self._send(
+            runs.table, runs.sampling_rows, runs.sampling_index, *runs.prefills
         )
         if runs.num_tokens:
             rows, attention = self._inputs.build(table.view(-1, 4), prefills, runs)
@@ -207,7 +207,9 @@ class GpuRunner:
     def _send(self, *parts: Array) -> list[torch.Tensor]:
         """The parts, with what has changed in the rows behind them, or before where there is too much."""
         changes = self._rows.take_changes()
-        room = (self._upload.num_words - sum(part.size for part in parts)) // 2
+        room = (self._upload.num_words - sum(aligned(part.size) for part in parts)) // 2 - aligned(
+            1
+        )
         while changes.shape[1] > room:
             indices, values = self._upload.send(*changes[:, :room])
             apply_updates(indices, values, self._rows.state)

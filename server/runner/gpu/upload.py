@@ -6,6 +6,8 @@ share one queue, so a step has read it before the next step's copy arrives.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from server.runner.gpu.queue import Arrival, Queue
 from server.runner.rows import Array
 
 _DEPTH = 3  # a step being filled, one copied, one running
+_ALIGNED = 4  # words: where a part begins on 16 bytes or not, Triton compiles two kernels
 
 
 class Upload:
@@ -36,8 +39,17 @@ class Upload:
         arrival = self._arrivals[turn]
         if arrival is not None:
             arrival.wait()
-        words = np.concatenate([np.ravel(part) for part in parts], dtype=np.int32, casting="no")
-        self._host[turn].numpy()[: len(words)] = words
-        target = self.device_words[: len(words)]
-        self._arrivals[turn] = self._queue.copy_in(self._host[turn][: len(words)], target)
-        return list(torch.split(target, [part.size for part in parts]))
+        sizes = [part.size for part in parts]
+        begins = [0, *accumulate(aligned(size) for size in sizes)]
+        host, device = self._host[turn].numpy(), self.device_words
+        for part, begin in zip(parts, begins, strict=False):
+            assert part.dtype == np.int32, "floats travel as their bits"
+            host[begin : begin + part.size] = part.ravel()
+        end = begins[-1]
+        self._arrivals[turn] = self._queue.copy_in(self._host[turn][:end], device[:end])
+        return [device[begin : begin + size] for begin, size in zip(begins, sizes, strict=False)]
+
+
+def aligned(num_words: int) -> int:
+    """The words that a part of so many takes."""
+    return -(-num_words // _ALIGNED) * _ALIGNED

@@ -1,4 +1,5 @@
-# Everything runs in .venv, which `make serve`, `make test` and the others make by themselves.
+# Everything runs in .venv, which `make serve`, `make test` and the others make by themselves;
+# the clients of `make clients` run beside it in .venv-clients.
 #   ARGS=...     goes to the command:  make serve ARGS="--port 9000"
 #   PYTHON=...   makes the environment (3.10 or newer);   TORCH=cpu|cuda forces a build of torch
 PYTHON ?= python3
@@ -8,8 +9,10 @@ OUT ?= benchmarks/results
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(TORCH)
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.set-up
 
-.PHONY: help setup serve test check bench kernels gpu
+.PHONY: help setup serve test clients check bench kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +31,12 @@ serve: $(STAMP) ## serve the embedded model on http://127.0.0.1:8000
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: $(CLIENTS_STAMP) ## run lm-evaluation-harness, guidellm and schemathesis against the server
+	@$(BIN)/python -m pytest tests/clients $(ARGS)
+
+$(CLIENTS_STAMP): $(STAMP) tests/clients/requirements.txt .ci/set_up_clients.py
+	@$(BIN)/python .ci/set_up_clients.py $(CLIENTS) && touch $@
 
 check: $(STAMP) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -9,10 +9,14 @@ from pathlib import Path
 from benchmarks.report import RESULTS
 
 BENCHMARKS = {  # name: module
+    "load_generator": "benchmarks.serving.load_generator",
     "host_time": "benchmarks.serving.host_time",
     "startup": "benchmarks.serving.startup",
     "decode_124m": "benchmarks.serving.decode_124m",
     "http_tax": "benchmarks.serving.http_tax",
+    "structured": "benchmarks.serving.structured",
+    "api_events": "benchmarks.serving.api_events",
+    "api_latency": "benchmarks.serving.api_latency",
 }
 
 

@@ -36,7 +36,9 @@ class RowScratch:
 
     values: Tensor  # fp32 [max_rows, TILE]: candidates
     ids: Tensor  # int32 [max_rows, TILE]
-    edited: Tensor  # fp32 [max_rows, padded vocab]: logits of rows with bias, bans or penalties
+    edited: (
+        Tensor  # fp32 [max_rows, padded vocab]: logits of rows with masks, bias, bans or penalties
+    )
 
     @classmethod
     def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> RowScratch:

@@ -1,4 +1,4 @@
-"""Log-softmax of raw fp32 logits at chosen ids, and the best ids, without sorting; `cpu/logprobs.py` defines.
+"""Log-softmax and rank of chosen ids, from raw fp32 logits, and the best ids; `cpu/logprobs.py` defines.
 
 One program a row. The sum is of integers (exp in units of 2**-40), so its order does not matter, and the
 logarithm is float64. One function gives the chosen id's value and the best ids'.
@@ -45,15 +45,25 @@ def _value(x, x_max, log_sum):
 
 
 @triton.jit
-def _log_sum(row, x_max, V: tl.constexpr, IS_PADDED: tl.constexpr):
+def _sum_and_count(
+    row, x_max, x, token, V: tl.constexpr, IS_PADDED: tl.constexpr, HAS_MASK: tl.constexpr
+):
+    """log of the sum of exp(x - x_max), and the rank of `token`, whose logit is x."""
     total = tl.zeros([LANES], tl.int64)
+    num_better = tl.zeros([LANES], tl.int32)
     for tile in range((V + TILE - 1) // TILE):
         ids, groups = tile_ids(tile)
-        total += tl.sum(exp_units(load_z(row, ids, groups, V, IS_PADDED, False), x_max), axis=1)
+        z = load_z(row, ids, groups, V, IS_PADDED, False)
+        total += tl.sum(exp_units(z, x_max), axis=1)
+        is_better = (z > x) | ((z == x) & (ids < token))
+        is_better = is_better & (ids < V)
+        if HAS_MASK:
+            is_better = is_better & (load_ids(row[1], ids, groups, V, True, 1.0) == 0)
+        num_better += tl.sum(is_better.to(tl.int32), axis=1)
     total = tl.maximum(
         tl.sum(total, axis=0), 1
     )  # 0 where no logit is finite, and all values are -inf
-    return tl.log(total.to(tl.float64) * 2.0**-40)
+    return tl.log(total.to(tl.float64) * 2.0**-40), 1 + tl.sum(num_better, axis=0)
 
 
 @triton.jit
@@ -105,6 +115,7 @@ def _logprobs_kernel(
     values_ptr,  # [num_programs, TILE]: scratch
     ids_ptr,  # [num_programs, TILE]: scratch
     chosen_ptr,  # [num_rows]
+    ranks_ptr,  # [num_rows]
     top_ids_ptr,  # [num_rows, >= NUM_TOP]
     top_values_ptr,  # [num_rows, >= NUM_TOP]
     stride_logits_row,
@@ -133,9 +144,10 @@ def _logprobs_kernel(
             lane_best = survey_row(row, V, IS_PADDED, False)
             x_max = tl.max(tl.max(lane_best, axis=1), axis=0)
             x_max = tl.where(x_max > float("-inf"), x_max, 0.0)
-            log_sum = _log_sum(row, x_max, V, IS_PADDED)
             x = usable(tl.load(row[0] + tl.minimum(token, V - 1)), 0.0)
+            log_sum, place = _sum_and_count(row, x_max, x, token, V, IS_PADDED, HAS_MASK)
             tl.store(chosen_ptr + at, _value(x, x_max, log_sum))
+            tl.store(ranks_ptr + at, place)
             if NUM_TOP > 0:
                 if HAS_MASK:
                     lane_best = survey_row(row, V, IS_PADDED, True)
@@ -152,22 +164,23 @@ def logprobs(
     tables: SamplingTables,
     scratch: RowScratch,
     chosen: Tensor,
+    ranks: Tensor,
     top_ids: Tensor,
     top_values: Tensor,
     row_ids: Tensor | None = None,
 ) -> None:
-    """chosen[i] = the value of token_ids[i] in row i; top_ids[i], top_values[i]: the best ids, best first.
+    """chosen[i], ranks[i] of token_ids[i] in row i; top_ids[i], top_values[i]: the best ids, best first.
 
-    logits fp32 [num_rows, vocab]; token_ids int64 [num_rows], negative = padding; chosen fp32 [num_rows];
-    top_ids int32, top_values fp32 [num_rows, num_top], num_top 0 to 20: columns beyond the number of
-    ids that can be drawn are left alone. With row_ids (int32 [num_rows], -1 = padding) only rows whose
-    request wants logprobs; what belongs to other rows is left alone.
+    logits fp32 [num_rows, vocab]; token_ids int64 [num_rows], negative = padding; chosen fp32, ranks
+    int32 [num_rows]; top_ids int32, top_values fp32 [num_rows, num_top], num_top 0 to 20: columns beyond
+    the number of ids that can be drawn are left alone. With row_ids (int32 [num_rows], -1 = padding)
+    only rows whose request wants logprobs; what belongs to other rows is left alone.
     """
     num_rows, vocab_size = logits.shape
     assert logits.dtype == torch.float32 and logits.stride(1) == 1
     assert vocab_size == tables.vocab_size and token_ids.dtype == torch.int64
     assert top_ids.shape == top_values.shape and top_ids.stride() == top_values.stride()
-    assert top_ids.shape[1] <= MAX_TOP and top_ids.dtype == torch.int32
+    assert top_ids.shape[1] <= MAX_TOP and top_ids.dtype == ranks.dtype == torch.int32
     if not num_rows:
         return
     use_pdl = pdl.use_pdl(logits.device)
@@ -180,6 +193,7 @@ def logprobs(
         values_ptr=scratch.values,
         ids_ptr=scratch.ids,
         chosen_ptr=chosen,
+        ranks_ptr=ranks,
         top_ids_ptr=top_ids,
         top_values_ptr=top_values,
         stride_logits_row=logits.stride(0),

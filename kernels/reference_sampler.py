@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.sampling_rows import LogitEdits, SamplingRows
+from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 
 _LIMIT = 1e30
 _NEG_INF = float("-inf")
@@ -50,12 +50,29 @@ def noise(vocab_size: int, seed: int, choice: int, position: int) -> Tensor:
     return -torch.log(-torch.log1p(-v))
 
 
+def allowed_ids(vocab_size: int, row: int, masks: RowMasks) -> Tensor:
+    """bool [vocab]: what the row's mask allows."""
+    if int(masks.has_mask[row]) == 0:
+        return torch.ones(vocab_size, dtype=torch.bool)
+    ids = torch.arange(vocab_size)
+    words = masks.words[row].long()[ids // 32]
+    is_set: Tensor = (words >> (ids % 32)) & 1 == 1
+    return is_set
+
+
 def edited_logits(
-    logits: Tensor, token_mask: Tensor, row: int, rows: SamplingRows, edits: LogitEdits, index: int
+    logits: Tensor,
+    token_mask: Tensor,
+    row: int,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    masks: RowMasks,
+    index: int,
 ) -> Tensor:
-    """One row of fp32 logits with mask, edits and penalties applied."""
+    """One row of fp32 logits with masks, edits and penalties applied."""
     x = logits + token_mask
     x = torch.where(x.abs() <= _LIMIT, x, _NEG_INF)
+    x = torch.where(allowed_ids(x.shape[0], row, masks), x, _NEG_INF)
     for i in range(int(edits.starts[index]), int(edits.starts[index + 1])):
         x[edits.token_ids[i]] += edits.values[i]
     num_tokens, num_prompt_tokens = int(rows.num_tokens[row]), int(rows.num_prompt_tokens[row])
@@ -87,22 +104,34 @@ def kept_ids(z: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
 
 
 def sample(
-    logits: Tensor, token_mask: Tensor, row_ids: Tensor, rows: SamplingRows, edits: LogitEdits
+    logits: Tensor,
+    token_mask: Tensor,
+    row_ids: Tensor,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    masks: RowMasks,
 ) -> Tensor:
     """int64 [num_rows]; see `kernels.cpu.sampler.sample`."""
     sampled = [
-        _sample_row(logits[i], token_mask, int(row), rows, edits, i)
+        _sample_row(logits[i], token_mask, int(row), rows, edits, masks, i)
         for i, row in enumerate(row_ids.tolist())
     ]
     return torch.tensor(sampled)
 
 
 def _sample_row(
-    logits: Tensor, token_mask: Tensor, row: int, rows: SamplingRows, edits: LogitEdits, index: int
+    logits: Tensor,
+    token_mask: Tensor,
+    row: int,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    masks: RowMasks,
+    index: int,
 ) -> int:
-    x = edited_logits(logits, token_mask, row, rows, edits, index)
+    x = edited_logits(logits, token_mask, row, rows, edits, masks, index)
     if not bool((x > _NEG_INF).any()):
-        return int(torch.argmax(token_mask))
+        left = (token_mask == 0) & allowed_ids(x.shape[0], row, masks)
+        return int(left.int().argmax()) if bool(left.any()) else int(torch.argmax(token_mask))
     if float(rows.temperature[row]) < 1e-5:
         return int((x == x.max()).nonzero()[0])
     z = x * (1 / rows.temperature[row])
@@ -115,12 +144,17 @@ def _sample_row(
 
 
 def logprobs(
-    logits: Tensor, token_mask: Tensor, token_ids: Tensor, num_top: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor, token_mask: Tensor, logit_rows: Tensor, token_ids: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Finite logits only; see `kernels.cpu.logprobs.logprobs`."""
+    logits = logits[logit_rows]
     values = torch.log_softmax(logits.double(), dim=-1)
-    chosen = values.gather(1, token_ids[:, None])[:, 0]
+    chosen = values.gather(1, token_ids[:, None])
     num_top = min(num_top, int((token_mask == 0).sum()))
     ranking = torch.argsort(logits + token_mask, dim=-1, descending=True, stable=True)
+    ids = torch.arange(logits.shape[1])
+    own = logits.gather(1, token_ids[:, None])
+    is_better = (logits > own) | ((logits == own) & (ids < token_ids[:, None]))
+    ranks = 1 + (is_better & (token_mask == 0)).sum(dim=1)
     top_ids = ranking[:, :num_top]
-    return chosen.float(), top_ids.int(), values.gather(1, top_ids).float()
+    return chosen[:, 0].float(), ranks.int(), top_ids.int(), values.gather(1, top_ids).float()

@@ -33,12 +33,14 @@ from kernels.logit_rows import (
     weigh_row,
 )
 from kernels.philox import group_words, gumbel_noise, id_words, noise_bound
+from kernels.row_masks import is_allowed, lowest_allowed
 from kernels.sampling_rows import SamplingRows
 from kernels.sampling_tables import (
     GREEDY_BELOW,
     HAS_BIAS,
     HAS_COUNTS,
     HAS_FILTERS,
+    HAS_ROW_MASK,
     NEEDS_LOGITS,
     SamplingTables,
     append_token,
@@ -62,14 +64,15 @@ _NO_UNITS = tl.constexpr(28.0)  # exp(-28) < 2**-40
 _NUCLEUS_LANES = tl.constexpr(2048)  # lanes whose best is a candidate of top-p: some 2,900 ids
 _NUM_BOUND_STEPS = tl.constexpr(24)
 _CHUNK = tl.constexpr(1024)  # candidates drawn from at once
+_MAX_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
 def _edit_row(
-    logits_ptr, mask_ptr, edited_ptr, counts_ptr, bias_ptr, flags, is_banning, presence, frequency,
-    repetition, V: tl.constexpr, IS_PADDED: tl.constexpr, HAS_MASK: tl.constexpr,
+    logits_ptr, mask_ptr, edited_ptr, counts_ptr, bias_ptr, words_ptr, flags, is_banning, presence,
+    frequency, repetition, V: tl.constexpr, IS_PADDED: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Logits with bias, bans and penalties, to memory: every pass that follows reads them as logits."""
+    """Logits with masks, bias, bans and penalties, to memory: later passes read them as logits."""
     for tile in range((V + TILE - 1) // TILE):
         ids, groups = tile_ids(tile)
         logit = load_ids(logits_ptr, ids, groups, V, IS_PADDED, float("-inf"))
@@ -77,6 +80,8 @@ def _edit_row(
         if HAS_MASK:
             token_mask = load_ids(mask_ptr, ids, groups, V, True, float("-inf"))
         x = usable(logit, token_mask)
+        if flags & HAS_ROW_MASK:
+            x = tl.where(is_allowed(words_ptr, ids, groups, V), x, float("-inf"))
         if flags & HAS_BIAS:
             x = biased(x, load_ids(bias_ptr, ids, groups, V, True, 0.0))
         if flags & HAS_COUNTS:
@@ -154,7 +159,7 @@ def filter_row(
 @triton.jit
 def _draw_from_candidates(scratch, num_found, floor, position, choice, seed):
     best = tl.cast(float("-inf"), tl.float32)
-    token = tl.cast(0x7FFFFFFF, tl.int32)
+    token = tl.cast(_MAX_ID, tl.int32)
     for begin in range(0, num_found, _CHUNK):
         slots = begin + tl.arange(0, _CHUNK)
         is_slot = slots < num_found
@@ -174,7 +179,7 @@ def _draw_from_row(
 ):  # fmt: skip
     """The id with the largest z + noise. Logarithms only for tiles that a cheap bound does not rule out."""
     best = tl.cast(float("-inf"), tl.float32)
-    token = tl.cast(0x7FFFFFFF, tl.int32)
+    token = tl.cast(_MAX_ID, tl.int32)
     for tile in range((V + TILE - 1) // TILE):
         ids, groups = tile_ids(tile)
         z = load_z(row, ids, groups, V, IS_PADDED, HAS_MASK)
@@ -212,11 +217,13 @@ def _sample_kernel(
     banned_below_ptr,
     counts_ptr,  # [max_num_seqs, padded V]
     bias_ptr,  # [max_num_seqs, padded V]
+    row_masks_ptr,  # [max_num_seqs, words]
     values_ptr,  # [max_rows, TILE]: scratch
     ids_ptr,  # [max_rows, TILE]: scratch
     edited_ptr,  # [max_rows, padded V]: scratch
     stride_logits_row,
     stride_table_row,
+    stride_mask_row,
     stride_ids_row,
     max_model_len,
     fallback_id,
@@ -237,14 +244,15 @@ def _sample_kernel(
     temperature = tl.load(temperature_ptr + row_id)
     is_greedy = temperature < GREEDY_BELOW
     source_ptr = logits_ptr + program * stride_logits_row
-    if flags & (HAS_BIAS | HAS_COUNTS):
+    words_ptr = row_masks_ptr + row_id * stride_mask_row
+    if flags & (HAS_BIAS | HAS_COUNTS | HAS_ROW_MASK):
         edited_ptr = edited_ptr + program * stride_table_row
         is_banning = tl.load(num_tokens_ptr + row_id) < tl.load(banned_below_ptr + row_id)
         _edit_row(
             source_ptr, token_mask_ptr, edited_ptr, counts_ptr + row_id * stride_table_row,
-            bias_ptr + row_id * stride_table_row, flags, is_banning, tl.load(presence_ptr + row_id),
-            tl.load(frequency_ptr + row_id), tl.load(repetition_ptr + row_id), V, IS_PADDED,
-            HAS_MASK,
+            bias_ptr + row_id * stride_table_row, words_ptr, flags, is_banning,
+            tl.load(presence_ptr + row_id), tl.load(frequency_ptr + row_id),
+            tl.load(repetition_ptr + row_id), V, IS_PADDED, HAS_MASK,
         )  # fmt: skip
         source_ptr = edited_ptr
     row = (source_ptr, token_mask_ptr, tl.div_rn(1.0, tl.where(is_greedy, 1.0, temperature)))
@@ -266,7 +274,10 @@ def _sample_kernel(
             best, token = _draw_from_candidates(scratch, num_found, floor, position, choice, seed)
         else:
             best, token = _draw_from_row(row, floor, position, choice, seed, V, IS_PADDED, HAS_MASK)
-    token = tl.where(best > float("-inf"), token, fallback_id)
+    if best == float("-inf"):
+        token = tl.cast(fallback_id, tl.int32)
+        if flags & HAS_ROW_MASK:
+            token = lowest_allowed(words_ptr, token_mask_ptr, token, V, HAS_MASK)
     tl.store(sampled_ptr + program, token.to(tl.int64))
     position = tl.load(num_tokens_ptr + row_id)
     append_token(
@@ -318,11 +329,13 @@ def sample(
         banned_below_ptr=tables.banned_below,
         counts_ptr=tables.token_counts,
         bias_ptr=tables.token_bias,
+        row_masks_ptr=tables.row_masks,
         values_ptr=scratch.values,
         ids_ptr=scratch.ids,
         edited_ptr=scratch.edited,
         stride_logits_row=logits.stride(0),
         stride_table_row=tables.token_counts.stride(0),
+        stride_mask_row=tables.row_masks.stride(0),
         stride_ids_row=rows.token_ids.stride(0),
         max_model_len=rows.token_ids.shape[1],
         fallback_id=tables.fallback_id,

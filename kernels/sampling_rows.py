@@ -30,6 +30,18 @@ class LogitEdits(NamedTuple):
     values: Any  # float32 [num_edits]
 
 
+class RowMasks(NamedTuple):
+    """The ids that single rows may draw; first axis: stable row."""
+
+    has_mask: Any  # int32 [max_num_seqs]: 0 where the row may draw every id
+    words: Any  # int32 [max_num_seqs, mask_words(vocab)]: bit id % 32 of word id // 32
+
+
+def mask_words(vocab_size: int) -> int:
+    """The 32-bit words of a mask over so many ids."""
+    return -(-vocab_size // 32)
+
+
 class RowFills(NamedTuple):
     """What refilled rows need beside SamplingRows, for the tables of a GPU's sampler. On the device."""
 

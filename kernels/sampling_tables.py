@@ -1,7 +1,7 @@
-"""What the sampler keeps on the device beside the rows: counts and biases by id, and flags of each row.
+"""What the sampler keeps on the device beside the rows: counts, biases and masks by id, and row flags.
 
 A row's part is made anew when the row is refilled (`fill_tables`), and the launch that draws a token
-counts it. Rows whose request has neither penalties, bias nor bans never touch the large tables.
+counts it. Rows whose request has neither penalties, bias, bans nor masks never touch the large tables.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import pdl
-from kernels.sampling_rows import RowFills, SamplingRows
+from kernels.sampling_rows import RowFills, SamplingRows, mask_words
 
 # row_flags
 HAS_BIAS = tl.constexpr(1)
 HAS_COUNTS = tl.constexpr(2)  # penalties or banned ends: token_counts is read and kept
 HAS_FILTERS = tl.constexpr(4)  # top-k, top-p or min-p of a row that is not greedy
 WANTS_LOGITS = tl.constexpr(8)  # logprobs are to be made of them
-NEEDS_LOGITS = tl.constexpr(4 | 8)  # such a row is not drawn by the fused LM head
+HAS_ROW_MASK = tl.constexpr(
+    16
+)  # only ids of row_masks may be drawn; set by `row_masks.write_masks`
+NEEDS_LOGITS = tl.constexpr(4 | 8 | 16)  # such a row is not drawn by the fused LM head
 
 # token_counts: bits 0..23 hold how often the id was generated
 COUNT_MASK = tl.constexpr((1 << 24) - 1)
@@ -59,6 +62,7 @@ class SamplingTables:
 
     token_counts: Tensor  # int32 [max_num_seqs, padded vocab], bits above
     token_bias: Tensor  # fp32 [max_num_seqs, padded vocab]
+    row_masks: Tensor  # int32 [max_num_seqs, mask_words(vocab)]: bit id % 32 of word id // 32
     row_flags: Tensor  # int32 [max_num_seqs], bits above
     banned_below: Tensor  # int32 [max_num_seqs]
     token_mask: (
@@ -81,6 +85,9 @@ class SamplingTables:
         return cls(
             token_counts=torch.zeros(shape, dtype=torch.int32, device=device),
             token_bias=torch.zeros(shape, dtype=torch.float32, device=device),
+            row_masks=torch.zeros(
+                max_num_seqs, mask_words(vocab_size), dtype=torch.int32, device=device
+            ),
             row_flags=torch.zeros(max_num_seqs, dtype=torch.int32, device=device),
             banned_below=torch.zeros(max_num_seqs, dtype=torch.int32, device=device),
             token_mask=None if bool(is_drawable.all()) else mask.to(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from server.config import EngineConfig
@@ -10,6 +11,8 @@ from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
 from server.errors import ModelError
+from server.grammar.client import GrammarClient
+from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineInfo
 from server.model.config import read_config
 from server.runner.load import LoadedRunner, build_runner
@@ -19,6 +22,7 @@ from server.tokenizer import Tokenizer
 
 class Assembled(NamedTuple):
     engine: Engine
+    grammars: GrammarClient | None  # None: the model has no end token, so no grammar could end
     info: EngineInfo
     lines: list[str]  # what was chosen and why, for people
 
@@ -33,18 +37,23 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
         )
     gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
     loaded = build_runner(config, gaps, available_cores())
-    return Assembled(engine_of(loaded), _info(loaded), loaded.lines)
+    has_end = tokenizer.eos_token_id is not None
+    grammars = GrammarClient(config.model, vocab_size) if has_end else None
+    engine = engine_of(loaded, gaps, grammars)
+    return Assembled(engine, grammars, _info(loaded), loaded.lines)
 
 
-def engine_of(loaded: LoadedRunner) -> Engine:
-    """An engine over a runner; needs no tokenizer."""
+def engine_of(
+    loaded: LoadedRunner, gaps: Sequence[int] = (), grammars: GrammarMasks | None = None
+) -> Engine:
+    """An engine over a runner; needs no tokenizer. `gaps`: ids without a token."""
     scheduler = Scheduler(
         BlockManager(loaded.num_blocks, PrefixCache(loaded.config.block_size)),
         max_num_seqs=loaded.limits.max_num_seqs,
         max_num_batched_tokens=loaded.limits.max_num_batched_tokens,
         max_model_len=loaded.limits.max_model_len,
     )
-    return Engine(scheduler, loaded.runner, loaded.vocab_size)
+    return Engine(scheduler, loaded.runner, loaded.vocab_size, no_tokens=gaps, grammars=grammars)
 
 
 def _info(loaded: LoadedRunner) -> EngineInfo:

@@ -22,6 +22,13 @@ _HELP = {
     "host": "address to listen on; 0.0.0.0 for all",
     "port": "TCP port; 0 for any free one",
     "log_format": "lines for people, or JSON lines",
+    "log_requests": "a line for each completion: who, what sizes, how long; never its text (on by default)",
+    "api_key_file": "file of API keys, a line `NAME SHA256 [infer,metrics]` each, as `continuo key` "
+    "makes them; read again when it changes (default: no key is needed)",
+    "ssl_certfile": "PEM file of the certificate and its chain, to serve HTTPS",
+    "ssl_keyfile": "PEM file of the certificate's private key, unencrypted",
+    "allowed_origins": "whose web pages may call the server from a browser, comma-separated, like "
+    "https://example.org; * for any (default: none)",
     "device": "where the model runs; auto takes a GPU where there is one",
     "dtype": "of weights and KV cache",
     "kv_cache_dtype": "fp8 holds twice the tokens, a little less exactly; on GPUs only",
@@ -38,6 +45,8 @@ _HELP = {
     "kv_cache_gib": "size of the KV cache (default: room for full contexts, memory allowing)",
 }
 _GENERATE_ENGINE_FIELDS = ("model", "device", "dtype", "max_model_len")  # it runs one sequence
+_SECURITY_FIELDS = ("api_key_file", "ssl_certfile", "ssl_keyfile", "allowed_origins")
+_SERVER_FIELDS = [each.name for each in fields(ServeConfig) if each.name not in _SECURITY_FIELDS]
 _METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 
@@ -69,11 +78,13 @@ def _run(args: argparse.Namespace, started_at: float) -> int:
         from server.generate import generate
 
         return generate(engine, GenerateConfig(**_values(GenerateConfig, args)), args.prompt)
+    if args.command == "key":
+        return _print_key(args.name, args.scopes)
     if args.command == "warm-up":
         from server.generate import warm_up
 
         return warm_up()
-    status: int = args.run_training(args)
+    status: int = args.run_room(args)
     return status
 
 
@@ -84,7 +95,8 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"continuo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP")
-    _add_fields(serve.add_argument_group("server"), ServeConfig)
+    _add_fields(serve.add_argument_group("server"), ServeConfig, _SERVER_FIELDS)
+    _add_fields(serve.add_argument_group("security"), ServeConfig, _SECURITY_FIELDS)
     _add_fields(serve.add_argument_group("engine"), EngineConfig)
     generate = commands.add_parser(
         "generate", help="complete one prompt in the terminal, with no server"
@@ -92,13 +104,31 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     generate.add_argument("prompt", help="the text to go on from")
     _add_fields(generate.add_argument_group("sampling"), GenerateConfig)
     _add_fields(generate.add_argument_group("engine"), EngineConfig, _GENERATE_ENGINE_FIELDS)
+    key = commands.add_parser("key", help="make an API key, and its line for --api-key-file")
+    key.add_argument("name", help="who it is for; shown in logs")
+    key.add_argument("--scopes", default="infer", help="infer, metrics or infer,metrics")
     train = commands.add_parser("train", help="train a small GPT of your own")
     if first == ["train"]:
         _add_train_arguments(train)
+    bench = commands.add_parser("bench", help="measure any OpenAI-compatible server under load")
+    if first == ["bench"]:
+        _add_bench_arguments(bench)
     commands.add_parser(
         "warm-up", help="compile the CPU kernels into their cache, for a fast first start"
     )
     return parser
+
+
+def _print_key(name: str, scopes: str) -> int:
+    """The line alone goes to stdout, so that it can be appended to the file."""
+    from server.api_keys import make_key
+
+    key, line = make_key(name, scopes)
+    print(
+        f"The key of {name}, shown only now: {key}\nIts line for --api-key-file:", file=sys.stderr
+    )
+    print(line)
+    return 0
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +139,14 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
             f"`continuo train` needs the package {error.name}: pip install 'continuo[train]'."
         ) from error
     training.add_arguments(parser)
-    parser.set_defaults(run_training=training.run)
+    parser.set_defaults(run_room=training.run)
+
+
+def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    from server.bench import cli as bench
+
+    bench.add_arguments(parser)
+    parser.set_defaults(run_room=bench.run)
 
 
 def _add_fields(
@@ -117,16 +154,18 @@ def _add_fields(
 ) -> None:
     hints = typing.get_type_hints(config)
     for field in fields(config):
-        if field.name in names:
+        if field.name in names and field.name in _HELP:
             _add_flag(group, field.name, hints[field.name], field.default)
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, default: Any) -> None:
     options: dict[str, Any] = {"default": default, "help": _HELP[name]}
-    if default not in (None, ""):
+    if default not in (None, "") and hint is not bool:
         options["help"] += " (default: %(default)s)"
     if typing.get_origin(hint) is Literal:
         options["choices"] = typing.get_args(hint)
+    elif hint is bool:
+        options["action"] = argparse.BooleanOptionalAction
     else:
         options["type"] = _scalar(hint)
         options["metavar"] = _METAVARS[options["type"]]

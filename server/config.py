@@ -6,6 +6,7 @@ resolved by functions that return a new config and say what they chose.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
 _BLOCK_SIZES = (8, 16, 32, 64, 128)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -108,10 +110,30 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     log_format: LogFormat = "text"
+    log_requests: bool = True
+    api_key_file: str = ""  # empty: no key is needed
+    ssl_certfile: str = ""  # both or neither; empty: plain HTTP
+    ssl_keyfile: str = ""
+    allowed_origins: str = ""  # comma-separated; empty: no CORS headers
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535.")
         _require(self.log_format in ("text", "json"), "--log-format is text or json.")
+        _require(
+            bool(self.ssl_certfile) == bool(self.ssl_keyfile),
+            "--ssl-certfile and --ssl-keyfile are given together or not at all.",
+        )
+        for origin in self.origins:
+            _require(
+                origin == "*" or _ORIGIN.fullmatch(origin) is not None,
+                f"--allowed-origins: {origin!r} is not * or an origin like https://example.org:8443 "
+                "(no path, no slash at its end).",
+            )
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Whose web pages may use the API from a browser."""
+        return tuple(part.strip() for part in self.allowed_origins.split(",") if part.strip())
 
 
 @dataclass(frozen=True, slots=True)

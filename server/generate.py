@@ -40,7 +40,7 @@ def generate(engine_config: EngineConfig, config: GenerateConfig, prompt: str) -
     engine.submit(SequenceRequest(seq_id=0, prompt_ids=prompt_ids, choice=0, params=params))
     _write(prompt)
     while engine.has_work:
-        for _, output in engine.step():
+        for _, output in engine.step().outputs:
             _write("".join(map(decoder.feed, output.token_ids)))
     _write(decoder.flush() + "\n")
     return 0

@@ -10,7 +10,7 @@ import time
 from server.config import LogFormat
 
 
-class _JsonFormatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
@@ -22,6 +22,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),  # what a line is made of, for machines
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -32,7 +33,7 @@ def set_up_logging(process: str, log_format: LogFormat) -> None:
     """Called once in each process, before anything is logged; `process`: "supervisor", "api 0"..."""
     handler = logging.StreamHandler(sys.stderr)
     if log_format == "json":
-        handler.setFormatter(_JsonFormatter(process))
+        handler.setFormatter(JsonFormatter(process))
     else:
         handler.setFormatter(
             logging.Formatter(f"%(asctime)s {process:<10}  %(message)s", "%H:%M:%S")

@@ -62,7 +62,10 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     notice.cancel()
     for line in assembled.lines:
         _log.info("%s", line)
-    loop = EngineLoop(assembled.engine, EngineServer(_engine_socket(told), assembled.info))
+    server = EngineServer(_engine_socket(told), assembled.info)
+    if assembled.grammars is not None:
+        server.watch(assembled.grammars.fileno())
+    loop = EngineLoop(assembled.engine, server)
     gc.freeze()  # what is loaded stays: no collection walks it between two steps
     # A step of 256 sequences makes 700 short-lived tuples and lists: at the default threshold of 700
     # every step paid for a collection, 45 us.

@@ -9,6 +9,24 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+# Why one sequence failed while the others go on; the api has a sentence for each.
+FailureKind = Literal[
+    "grammar_invalid",  # it does not compile
+    "grammar_unsupported",  # a feature of JSON schema that the compiler does not know
+    "grammar_too_complex",  # over a limit of size or steps
+    "grammar_too_slow",  # over the time limit
+    "no_token_allowed",  # grammar, allowed_token_ids and bad_words together leave nothing
+    "internal",  # a fault of ours
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a sequence's text must match. The engine derives its state from the emitted ids alone."""
+
+    kind: GrammarKind
+    source: str  # a JSON schema; a regex; a JSON list of strings; an EBNF or Lark grammar; or empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +44,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # over generated tokens
     repetition_penalty: float = 1.0  # over prompt and generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # the last id of each cannot follow its others
     eos_token_id: int | None = None  # None: the model has none, or ignore_eos
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None  # of generated tokens: how many top ones beside the chosen one
@@ -41,21 +61,58 @@ class SequenceRequest:
     choice: int  # index of the choice within its prompt; part of the noise counter
     params: SamplingParams
     cache_salt: str = ""  # tenants with different salts never share cached blocks
+    priority: int = 0  # lower ones are admitted first; equal ones in order of arrival
+    grammar: Grammar | None = None
 
 
 class TokenLogprobs(NamedTuple):
     """Log-softmax of the raw fp32 logits at one position, before penalties, bias and temperature."""
 
     logprob: float  # of the token that stands there
+    rank: int  # of that token: 1 + the ids with a greater logit, or an equal one and a lower id
     top_ids: list[int]  # best first; equal values: lower id first
     top_logprobs: list[float]
+
+
+class PromptLogprobs(NamedTuple):
+    """Those of consecutive prompt tokens, packed: little-endian int32 and float32, row by row.
+
+    A prompt's rows come in order, in as many of these as it took steps; position 0 has none.
+    """
+
+    seq_id: int
+    start: int  # position in the prompt of the first one
+    num_top: int  # top ids per position, best first; equal values: lower id first
+    logprobs: bytes  # float32 [n]
+    ranks: bytes  # int32 [n]
+    top_ids: bytes  # int32 [n, num_top]
+    top_logprobs: bytes  # float32 [n, num_top]
+
+    @property
+    def end(self) -> int:
+        """The position behind the last one."""
+        return self.start + len(self.ranks) // 4
+
+    def cut(self, start: int, end: int) -> PromptLogprobs:
+        """Those of the positions `start` to `end` - 1, which are among its own."""
+        one = slice(4 * (start - self.start), 4 * (end - self.start))
+        top = slice(one.start * self.num_top, one.stop * self.num_top)
+        return PromptLogprobs(
+            self.seq_id,
+            start,
+            self.num_top,
+            self.logprobs[one],
+            self.ranks[one],
+            self.top_ids[top],
+            self.top_logprobs[top],
+        )
 
 
 class FirstOutput(NamedTuple):
     """What is known once the prompt has been computed; rides on a sequence's first output."""
 
     num_cached_tokens: int
-    prompt_logprobs: list[TokenLogprobs] | None  # for prompt positions 1 .. len-1
+    queue_s: float  # from its submission to the step that it was first part of
 
 
 class SequenceOutput(NamedTuple):
@@ -67,3 +124,10 @@ class SequenceOutput(NamedTuple):
     finish_reason: FinishReason | None
     stop_token_id: int | None  # the id of stop_token_ids that ended it; None for eos
     first: FirstOutput | None
+
+
+class SequenceFailure(NamedTuple):
+    """A sequence that ended by a fault; nothing else of it follows."""
+
+    seq_id: int
+    kind: FailureKind

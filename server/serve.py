@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import logging
 import shutil
@@ -18,7 +19,7 @@ from setproctitle import setproctitle
 
 from server.config import ServeConfig
 from server.errors import ConfigError
-from server.startup import check_kernels_are_ours, child_environment, resolve_serve
+from server.startup import check_doors, check_kernels_are_ours, child_environment, resolve_serve
 from server.supervisor import Supervisor, python_child
 
 _log = logging.getLogger(__name__)
@@ -32,9 +33,16 @@ def serve(config: ServeConfig, started_at: float) -> int:
     """Runs until told to end. `started_at`: time.monotonic() of the command's own start."""
     setproctitle("continuo: supervisor")
     config = resolve_serve(config)
+    check_doors(config)
     check_kernels_are_ours()
     with _listen(config.host, config.port) as listener, _runtime_dir() as runtime_dir:
-        config = replace(config, port=listener.getsockname()[1])
+        address, port = listener.getsockname()[:2]
+        config = replace(config, port=port)
+        if not (config.api_key_file or ipaddress.ip_address(address).is_loopback):
+            _log.warning(
+                "anyone who reaches port %d can use this server: give keys with --api-key-file",
+                port,
+            )
         told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
         env = child_environment()
         api_told = {**told, "listen_fd": listener.fileno()}
@@ -46,6 +54,15 @@ def serve(config: ServeConfig, started_at: float) -> int:
         return Supervisor(
             specs, lambda: _announce(config, time.monotonic() - started_at), listener.close
         ).run()
+
+
+def _warn_if_open(config: ServeConfig, address: str) -> None:
+    """`address`: the numeric one that is listened on."""
+    if not (config.api_key_file or ipaddress.ip_address(address).is_loopback):
+        _log.warning(
+            "anyone who reaches port %d can use this server: --api-key-file asks for keys",
+            config.port,
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -88,9 +105,13 @@ def _runtime_dir() -> Iterator[Path]:
 
 def _announce(config: ServeConfig, seconds: float) -> None:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    address = f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    scheme = "https" if config.ssl_certfile else "http"
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
     body = json.dumps(
         {"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7, "stream": True}
     )
-    curl = f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+    headers = ["-H 'Content-Type: application/json'"]
+    if config.api_key_file:
+        headers.append("-H 'Authorization: Bearer YOUR_KEY'")
+    curl = f"curl -N {address}/v1/completions {' '.join(headers)} -d '{body}'"
     _log.info("ready in %.1f s: %s\n\n%s\n", seconds, address, curl)

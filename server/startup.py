@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from server.api_keys import read_keys
 from server.config import EngineConfig, ServeConfig
 from server.errors import ConfigError
 
@@ -32,13 +33,47 @@ def resolve_engine(config: EngineConfig) -> EngineConfig:
 
 
 def resolve_serve(config: ServeConfig) -> ServeConfig:
-    """Fill in the model directory and the name that clients use for it."""
+    """Fill in the model directory and the name that clients use for it; make paths absolute."""
     name = Path(config.engine.model).expanduser().resolve().name if config.engine.model else ""
     return replace(
         config,
         engine=resolve_engine(config.engine),
         served_model_name=config.served_model_name or name or _EMBEDDED_MODEL_NAME,
+        api_key_file=_absolute(config.api_key_file),
+        ssl_certfile=_absolute(config.ssl_certfile),
+        ssl_keyfile=_absolute(config.ssl_keyfile),
     )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
+
+
+def check_doors(config: ServeConfig) -> None:
+    """Raises ConfigError where the keys or the certificate could not be used."""
+    if config.api_key_file:
+        read_keys(config.api_key_file)
+    if config.ssl_certfile:
+        _check_certificate(config.ssl_certfile, config.ssl_keyfile)
+
+
+def _check_certificate(certfile: str, keyfile: str) -> None:
+    import ssl  # not for those who serve plain HTTP
+
+    for flag, path in (("--ssl-certfile", certfile), ("--ssl-keyfile", keyfile)):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}.") from None
+    try:
+        # a password of our own: OpenSSL would ask the terminal for it
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, lambda: b"")
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        raise ConfigError(
+            f"--ssl-certfile {certfile} and --ssl-keyfile {keyfile} are not a certificate and its "
+            "unencrypted private key in PEM."
+        ) from None
 
 
 def check_kernels_are_ours() -> None:

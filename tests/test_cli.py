@@ -8,10 +8,12 @@ from dataclasses import fields
 
 import pytest
 
-from server import __version__
+from server import __version__, cli
 from server.cli import main
 from server.config import EngineConfig, GenerateConfig, ServeConfig
 from tests.serving import ROOT
+
+GROUPS = ("server", "security", "engine")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,10 +54,28 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(default: 127.0.0.1)" in shown
 
 
+def test_flags_are_few_and_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(flags_of(ServeConfig, EngineConfig)) < 40
+    shown = help_of("serve", capsys)
+    server, security, engine = (shown.index(f" {name}: --") for name in GROUPS)
+    assert server < shown.index("--log-format {text,json} lines") < security
+    assert security < shown.index("--api-key-file TEXT file") < engine
+    assert engine < shown.index("--block-size N tokens")
+
+
+def test_a_switch_can_be_turned_off() -> None:
+    parser = cli._parser(["serve"])
+    assert parser.parse_args(["serve"]).log_requests is True
+    assert parser.parse_args(["serve", "--no-log-requests"]).log_requests is False
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("serve", "--port", "70000"),
+        ("serve", "--ssl-keyfile", "key.pem"),
+        ("serve", "--allowed-origins", "example.org"),
+        ("serve", "--api-key-file", "/nowhere/keys"),
         ("serve", "--block-size", "17"),
         ("serve", "--max-num-seqs", "0"),
         ("generate", "x", "--temperature", "-1"),

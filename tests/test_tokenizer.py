@@ -154,7 +154,7 @@ def test_joined_deltas_equal_the_whole_text(
         ids.insert(source.draw(st.integers(0, len(ids))), 0)  # a special token has no text
     decoder = StreamDecoder(tokenizer)
     deltas = [decoder.feed(i) for i in ids]
-    assert decoder.has_pending or decoder.flush() == ""
+    assert decoder.pending or decoder.flush() == ""
     assert "".join(deltas) + decoder.flush() == data.decode("utf-8", "replace")
     assert tokenizer.decode(ids) == data.decode("utf-8", "replace")
 

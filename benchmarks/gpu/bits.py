@@ -135,7 +135,7 @@ def run(offline: Offline, requests: list[SequenceRequest], budget: int | None) -
     for request in requests:
         engine.submit(request)
     while engine.has_work:
-        for _, output in engine.step():
+        for _, output in engine.step().outputs:
             found = output.logprobs or [None] * len(output.token_ids)
             for token_id, logprobs in zip(output.token_ids, found, strict=True):
                 said[output.seq_id].append((token_id, _bits(logprobs)))

@@ -29,8 +29,9 @@ from benchmarks.kernels.targets import Target
 from kernels.lm_head import HeadWorkspace, lm_head
 from kernels.logit_rows import RowScratch
 from kernels.logprobs import logprobs
+from kernels.row_masks import write_masks
 from kernels.sampler import sample
-from kernels.sampling_rows import RowFills, SamplingRows
+from kernels.sampling_rows import RowFills, SamplingRows, mask_words
 from kernels.sampling_tables import SamplingTables, fill_tables, new_logits
 
 _GPU = torch.device("cuda")
@@ -47,6 +48,7 @@ def cases(target: Target, is_full: bool) -> Iterator[Case]:
         yield _logprobs(num_top)
     fill = {"_fill_tables_kernel": Expectation()}
     yield Case("8 rows", lambda: fill_tables(_fills(8), _rows(), _tables(False)), fill)
+    yield _write_masks(64)
 
 
 def _heads(target: Target, is_full: bool) -> Iterator[tuple[Shape, torch.dtype, int]]:
@@ -110,6 +112,7 @@ def _logprobs(num_top: int) -> Case:
             _tables(False),
             _scratch(),
             floats(n),
+            ints(n),
             ints(n, num_top),
             floats(n, num_top),
             ints(n),
@@ -119,6 +122,14 @@ def _logprobs(num_top: int) -> Case:
         load_bytes={"logits_ptr": 16}, num_single={"logits_ptr": 1}
     )  # the chosen one
     return Case(f"{count(n, 'row')} of {_VOCAB}, top {num_top}", launch, {"_logprobs_kernel": wide})
+
+
+def _write_masks(num_masks: int) -> Case:
+    def launch() -> None:
+        words = ints(num_masks * mask_words(_VOCAB))
+        write_masks(ints(num_masks), words, _tables(False))
+
+    return Case(f"{num_masks} masks", launch, {"_write_masks_kernel": Expectation()})
 
 
 def _scratch() -> RowScratch:

@@ -39,7 +39,7 @@ def _offline() -> Any:
         started = time.perf_counter()
         num_tokens = 0
         while engine.has_work:
-            num_tokens += sum(len(output.token_ids) for _, output in engine.step())
+            num_tokens += sum(len(output.token_ids) for _, output in engine.step().outputs)
         return num_tokens / (time.perf_counter() - started)
 
     return case

@@ -10,7 +10,7 @@ from kernels.cpu.arrays import as_array
 from kernels.cpu.embedding import embed
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
-from kernels.sampling_rows import LogitEdits, SamplingRows
+from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 
 _WIDTH = 8
 
@@ -65,9 +65,11 @@ def _warm_up_sampling() -> None:
         repetition_penalty=values + 2,
     )
     edits = LogitEdits(np.array([0, 1], np.int32), index, values)
-    sampling = logits, mask, index, rows, edits, token_ids
+    masks = RowMasks(index + 1, np.full((1, 1), -1, np.int32))
+    sampling = logits, mask, index, rows, edits, masks, token_ids
     sampler._sample_every(0, 1, *sampling)
     sampler._sample_parallel(1, *sampling)
-    measuring = logits, mask, token_ids, values, top_ids, values[None]
+    found = logprobs.Logprobs(values, index, top_ids, values[None])
+    measuring = logits, mask, token_ids, token_ids, found
     logprobs._logprobs_every(0, 1, *measuring)
     logprobs._logprobs_parallel(1, *measuring)

@@ -1,4 +1,4 @@
-"""The sequences of one request, from the engine's frames to the one task that reads them."""
+"""The sequences of one request, between the engine's frames and the reply that reads them."""
 
 from __future__ import annotations
 
@@ -6,77 +6,135 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from server.sequence import SequenceOutput, SequenceRequest
+from server.api.failures import failure_error
+from server.sequence import (
+    FailureKind,
+    PromptLogprobs,
+    SequenceFailure,
+    SequenceOutput,
+    SequenceRequest,
+)
 
 
 class ClientGoneError(Exception):
     """The client hung up: nobody is left to answer."""
 
 
+class Turn:
+    """Readers that have something to read are called once in a turn of the loop, behind all frames
+    that arrived in it. A task for each would cost more than the token that it is woken for."""
+
+    def __init__(self) -> None:
+        self._readers: list[Callable[[], None]] = []
+
+    def add(self, reader: Callable[[], None]) -> None:
+        if not self._readers:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._readers.append(reader)
+
+    def _run(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader()
+
+
 class Generation:
-    """What the engine sends for one request. Outputs queue here while the client reads slowly:
+    """What the engine sends for one request. Outputs wait here while the client reads slowly:
     at most max_tokens of them, as that is all the engine will draw."""
 
     def __init__(
-        self, first_seq_id: int, num_sequences: int, abort: Callable[[Iterable[int]], None]
+        self,
+        first_seq_id: int,
+        num_sequences: int,
+        abort: Callable[[Iterable[int]], None],
+        turn: Turn,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._first_seq_id = first_seq_id
+        self.first_seq_id = first_seq_id
+        self.is_running = True  # something more will come; what has come may still wait to be taken
+        self.error: Exception | None = None  # why not, unless every sequence has ended
+        self.failed: tuple[int, FailureKind] | None = None  # the index of the sequence that did
         self._running = set(range(first_seq_id, first_seq_id + num_sequences))
         self._abort = abort
+        self._turn = turn
         self._outputs: list[SequenceOutput] = []
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._is_announced = False  # the reader will be called in this turn
+        self._reader: Callable[[], None] = _nobody
+        self._prompt_reader: Callable[[int, PromptLogprobs], None] | None = None
 
-    @property
-    def is_done(self) -> bool:
-        """Every sequence has ended, and all it yielded was read."""
-        return not self._running and not self._outputs
+    def read_by(self, reader: Callable[[], None]) -> None:
+        """Call it once for each turn in which something came; it may `take`, or leave it for later.
 
-    async def next(self) -> list[tuple[int, SequenceOutput]]:
-        """What came since the last call, by index in the request; waits for something.
-
-        Empty after a `nudge`. Raises what `fail` was given, but only after all outputs were read.
+        It must not raise: other requests' readers are called behind it.
         """
-        if not self._outputs and self._error is None:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if not self._outputs and self._error is not None:
-            raise self._error
+        self._reader = reader
+        self._announce()
+
+    def read_prompts_by(self, reader: Callable[[int, PromptLogprobs], None]) -> None:
+        """Call it with every chunk of prompt logprobs, and the index of its sequence."""
+        self._prompt_reader = reader
+
+    def take(self) -> list[SequenceOutput]:
+        """What came since the last call, in order."""
         outputs, self._outputs = self._outputs, []
-        first = self._first_seq_id
-        return [(output.seq_id - first, output) for output in outputs]
+        return outputs
 
     def end(self, index: int) -> None:
         """A sequence is over before the engine knows: its stop string was found."""
-        seq_id = self._first_seq_id + index
+        seq_id = self.first_seq_id + index
         if seq_id in self._running:
-            self._running.discard(seq_id)
+            self._discard(seq_id)
             self._abort([seq_id])
-        self._outputs = [output for output in self._outputs if output.seq_id != seq_id]
+        if self._outputs:
+            self._outputs = [output for output in self._outputs if output.seq_id != seq_id]
 
     def close(self) -> None:
-        """Whatever still runs is aborted. Harmless when all has ended."""
+        """Whatever still runs is aborted, and nobody reads any more. Harmless when all has ended."""
         self._abort(self._running)
         self._running = set()
+        self.is_running = False
+        self._reader = _nobody
+        self._prompt_reader = None
 
     def deliver(self, output: SequenceOutput) -> None:
+        """This is where a token enters its request; the sequence's `emitted_ids` has it already."""
         if output.finish_reason is not None:
-            self._running.discard(output.seq_id)
+            self._discard(output.seq_id)
         self._outputs.append(output)
-        self.nudge()
+        if not self._is_announced:
+            self._announce()
+
+    def deliver_prompt(self, chunk: PromptLogprobs) -> None:
+        if self._prompt_reader is not None:
+            self._prompt_reader(chunk.seq_id - self.first_seq_id, chunk)
+
+    def deliver_failure(self, failure: SequenceFailure) -> None:
+        self.failed = (failure.seq_id - self.first_seq_id, failure.kind)
+        self.fail(failure_error(failure.kind))
 
     def fail(self, error: Exception) -> None:
-        self._error = error
-        self.nudge()
+        """Nothing more will come; the first reason stays."""
+        if self.is_running:
+            self.error = error
+            self.is_running = False
+        self._announce()
 
-    def nudge(self) -> None:
-        """Lets `next` return."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _discard(self, seq_id: int) -> None:
+        self._running.discard(seq_id)
+        if not self._running:
+            self.is_running = False
+
+    def _announce(self) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            self._turn.add(self._call_reader)
+
+    def _call_reader(self) -> None:
+        self._is_announced = False
+        self._reader()
+
+
+def _nobody() -> None:
+    """Nobody reads yet, or any more."""
 
 
 @dataclass(slots=True)

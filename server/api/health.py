@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from server.api.engine_client import EngineClient
+from server.api.get_route import get_route
 
 READY_SILENCE_S = 3.0  # the engine speaks twice a second, also when idle
 # A restarting engine is being kept alive: an orchestrator must not kill the whole server for it.
@@ -15,11 +16,11 @@ HEALTH_SILENCE_S = 60.0
 def health_router(engine: EngineClient) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/health")
+    @get_route(router, "/health")
     async def health() -> Response:
         return _answer(engine.silence_s() <= HEALTH_SILENCE_S)
 
-    @router.get("/ready")
+    @get_route(router, "/ready")
     async def ready() -> Response:
         return _answer(engine.is_connected and engine.silence_s() <= READY_SILENCE_S)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from server.sequence import TokenLogprobs
 from server.tokenizer import Tokenizer
@@ -17,18 +17,32 @@ class Logprobs(TypedDict):
     text_offset: list[int]
 
 
-class TokenNames:
-    """Token ids as strings; bytes that are not whole characters as OpenAI's `bytes:\\xe2\\x80`."""
+class Names(Protocol):
+    """What tokens are called."""
+
+    def __getitem__(self, token_id: int) -> str: ...
+
+
+class TokenNames(dict[int, str]):
+    """Token ids as strings; bytes that are not whole characters as OpenAI's `bytes:\\xe2\\x80`.
+
+    A dictionary that fills itself: a token with 20 alternatives looks up 21 names.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
-        self._names: dict[int, str] = {}
+
+    def __missing__(self, token_id: int) -> str:
+        name = self[token_id] = _name(self._tokenizer.token_bytes(token_id))
+        return name
+
+
+class TokenIdNames:
+    """For return_tokens_as_token_ids, as vLLM writes them."""
 
     def __getitem__(self, token_id: int) -> str:
-        name = self._names.get(token_id)
-        if name is None:
-            name = self._names[token_id] = _name(self._tokenizer.token_bytes(token_id))
-        return name
+        return f"token_id:{token_id}"
 
 
 def _name(raw: bytes) -> str:
@@ -38,38 +52,39 @@ def _name(raw: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+def named_top(names: Names, token_id: int, logprobs: TokenLogprobs) -> dict[str, float]:
+    """Best first. Where names collide the better-ranked stays, but the token's own always."""
+    top: dict[str, float] = {}
+    for top_id, value in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True):
+        top.setdefault(names[top_id], value if value > _MINUS_INFINITY else _MINUS_INFINITY)
+    top[names[token_id]] = finite(logprobs.logprob)
+    return top
+
+
 class LogprobsBuilder:
     """Collects a choice's entries until a chunk (or the whole response) takes them."""
 
-    def __init__(self, names: TokenNames) -> None:
-        self._names = names
+    def __init__(self, names: Names) -> None:
+        self.names = names
         self._logprobs = _empty()
 
     def add(self, token_id: int, logprobs: TokenLogprobs | None, text_offset: int) -> None:
         """`logprobs` None: the first token of a prompt, which nothing predicts."""
-        name = self._names[token_id]
         lists = self._logprobs
-        lists["tokens"].append(name)
+        lists["tokens"].append(self.names[token_id])
         lists["text_offset"].append(text_offset)
-        lists["token_logprobs"].append(None if logprobs is None else _finite(logprobs.logprob))
-        lists["top_logprobs"].append(None if logprobs is None else self._top(name, logprobs))
+        lists["token_logprobs"].append(None if logprobs is None else finite(logprobs.logprob))
+        top = None if logprobs is None else named_top(self.names, token_id, logprobs)
+        lists["top_logprobs"].append(top)
 
     def take(self) -> Logprobs:
         taken, self._logprobs = self._logprobs, _empty()
         return taken
-
-    def _top(self, name: str, logprobs: TokenLogprobs) -> dict[str, float]:
-        """Best first. Where names collide the better-ranked stays, but the token's own always."""
-        top: dict[str, float] = {}
-        for token_id, value in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True):
-            top.setdefault(self._names[token_id], _finite(value))
-        top[name] = _finite(logprobs.logprob)
-        return top
 
 
 def _empty() -> Logprobs:
     return Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return max(logprob, _MINUS_INFINITY)

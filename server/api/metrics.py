@@ -1,76 +1,99 @@
-"""What this api process counts, and the page of /metrics under vLLM's names."""
+"""What this api process counts, and the page of /metrics under vLLM's names. Knows no text.
+
+What vLLM calls a request is a sequence here: a prompt with n choices counts n times, its n once.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import accumulate
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from server import __version__
 from server.api.engine_client import EngineClient
+from server.api.histogram import (
+    INTER_TOKEN_BUCKETS_S,
+    LATENCY_BUCKETS_S,
+    NUM_CHOICES_BUCKETS,
+    TOKENS_BUCKETS,
+    TTFT_BUCKETS_S,
+    Histogram,
+)
+from server.api.metric_families import Families
+from server.config import EngineConfig
+from server.ipc.frames import EngineInfo
+from server.sequence import FailureKind, FirstOutput
 
-# fmt: off
-_TTFT_BUCKETS_S = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
-    10.0, 20.0, 40.0, 80.0, 160.0,
-)
-_INTER_TOKEN_BUCKETS_S = (  # those below 0.01 are ours: a superset keeps vLLM's panels valid
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
-    0.4, 0.5, 0.75, 1.0, 2.5, 5.0,
-)
-_LATENCY_BUCKETS_S = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
-    240.0, 480.0,
-)
-# fmt: on
-_FINISH_REASONS = ("stop", "length", "abort")
-_LABELS = ("model_name", "engine")
+_FINISH_REASONS = ("stop", "length", "abort", "error")
+_REJECTIONS = ("engine_gone",)  # why a valid request was not admitted
 _ENGINE_INDEX = "0"
 
 
-class _Histogram:
-    """A tenth of the cost of prometheus_client's own, which searches its buckets one by one."""
+class Queue(NamedTuple):
+    """Somewhere where bytes wait."""
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def family(self, name: str, text: str, labels: tuple[str, ...]) -> HistogramMetricFamily:
-        bounds = [*map(str, self._bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        family = HistogramMetricFamily(name, text, labels=_LABELS)
-        family.add_metric(labels, buckets, self._sum)
-        return family
+    name: str
+    num_bytes: Callable[[], int]
+    max_bytes: int
 
 
 class Metrics(Collector):
     """Counts of this process, and the engine's own as it last reported them."""
 
-    def __init__(self, model_name: str, engine: EngineClient) -> None:
-        self._labels = (model_name, _ENGINE_INDEX)
+    def __init__(
+        self, model_name: str, engine: EngineClient, config: EngineConfig | None = None
+    ) -> None:
+        self._families = Families(model_name, _ENGINE_INDEX)
         self._engine = engine
+        self._config = config or EngineConfig()
+        self._queues = [
+            Queue("engine_frames", lambda: engine.num_unsent_bytes, engine.max_unsent_bytes)
+        ]
         self._finished = dict.fromkeys(_FINISH_REASONS, 0)
-        self.ttft = _Histogram(_TTFT_BUCKETS_S)
-        self.inter_token = _Histogram(_INTER_TOKEN_BUCKETS_S)
-        self.latency = _Histogram(_LATENCY_BUCKETS_S)
+        self._rejections = dict.fromkeys(_REJECTIONS, 0)
+        self._failures: dict[str, int] = dict.fromkeys(get_args(FailureKind), 0)
+        self._responses: Counter[str] = Counter()
+        self.ttft = Histogram(TTFT_BUCKETS_S)
+        self.inter_token = Histogram(INTER_TOKEN_BUCKETS_S)
+        self.token_time = Histogram(INTER_TOKEN_BUCKETS_S)
+        self.latency = Histogram(LATENCY_BUCKETS_S)
+        self.queue_time = Histogram(LATENCY_BUCKETS_S)
+        self.prefill_time = Histogram(LATENCY_BUCKETS_S)
+        self.decode_time = Histogram(LATENCY_BUCKETS_S)
+        self.num_generated = Histogram(TOKENS_BUCKETS)
+        self._num_prompt = Histogram(TOKENS_BUCKETS)
+        self._max_tokens = Histogram(TOKENS_BUCKETS)
+        self._num_choices = Histogram(NUM_CHOICES_BUCKETS)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
+    def watch(self, queue: Queue) -> None:
+        """Its bytes and its limit are on the page from now on."""
+        self._queues.append(queue)
+
+    def on_submit(self, prompts: Sequence[Sequence[int]], n: int, max_tokens: int) -> None:
+        """n sequences of each prompt begin."""
+        for prompt_ids in prompts:
+            self._num_choices.observe(n)
+            self._num_prompt.observe(len(prompt_ids), n)
+            self._max_tokens.observe(max_tokens, n)
+
+    def on_rejection(self, reason: str) -> None:
+        self._rejections[reason] += 1
+
+    def on_response(self, status: int) -> None:
+        """An HTTP response has begun."""
+        self._responses[str(status)] += 1
+
     def on_finish(self, reason: str) -> None:
         self._finished[reason] += 1
+
+    def on_failure(self, kind: FailureKind) -> None:
+        self._failures[kind] += 1
 
     def page(self) -> bytes:
         """The text format of Prometheus."""
@@ -78,84 +101,163 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine_families()
-        finished = CounterMetricFamily(
-            "vllm:request_success",
-            "Sequences that ended, by how.",
-            labels=(*_LABELS, "finished_reason"),
-        )
-        for reason, count in self._finished.items():
-            finished.add_metric((*self._labels, reason), count)
-        yield finished
-        for histogram, name, text in (
-            (self.ttft, "time_to_first_token", "From the request's arrival to its first token."),
-            (self.inter_token, "inter_token_latency", "Between two tokens of a sequence."),
-            (self.latency, "e2e_request_latency", "From the request's arrival to its last token."),
-        ):
-            yield histogram.family(f"vllm:{name}_seconds", text, self._labels)
+        yield from self._request_families()
+        yield from self._time_families()
+        yield from self._own_families()
+        if self._engine.info is not None:
+            yield from self._sized_families(self._engine.info)
 
     def _engine_families(self) -> Iterator[Metric]:
-        info, stats = self._engine.info, self._engine.stats
-        if info is None or stats is None:
-            return
-        yield self._gauge("num_requests_running", "Sequences in the batch.", stats.num_running)
-        yield self._gauge("num_requests_waiting", "Sequences in the queue.", stats.num_waiting)
-        usage = stats.num_used_blocks / info.num_blocks
-        yield self._gauge("kv_cache_usage_perc", "Used KV blocks; 1 is all.", usage)
-        config = GaugeMetricFamily(
-            "vllm:cache_config_info",
-            "The KV cache.",
-            labels=(*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype"),
-        )
-        config.add_metric(
-            (*self._labels, str(info.block_size), str(info.num_blocks), info.dtype), 1
-        )
-        yield config
+        make, info, counts = self._families, self._engine.info, self._engine.counts
+        total = counts.total()
+        usage = total.num_used_blocks / info.num_blocks if info else 0.0
         for name, text, value in (
-            ("prompt_tokens", "Prompt tokens, computed or cached.", stats.num_prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),
-            ("num_preemptions", "Sequences preempted for lack of blocks.", stats.num_preemptions),
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.num_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found.", stats.num_cache_hits),
+            ("num_requests_running", "Sequences in the batch.", total.num_running),
+            ("num_requests_waiting", "Sequences in the queue.", total.num_waiting),
+            ("kv_cache_usage_perc", "Used KV blocks; 1 is all.", usage),
         ):
-            family = CounterMetricFamily(f"vllm:{name}", text, labels=_LABELS)
-            family.add_metric(self._labels, value)
-            yield family
+            yield make.gauge(f"vllm:{name}", text, value)
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens, computed or cached.", total.num_prompt_tokens),
+            ("generation_tokens", "Tokens generated.", total.num_generated_tokens),
+            ("num_preemptions", "Sequences preempted for lack of blocks.", total.num_preemptions),
+            ("prefix_cache_queries", "Prompt tokens looked up.", total.num_cache_queries),
+            ("prefix_cache_hits", "Prompt tokens found.", total.num_cache_hits),
+        ):
+            yield make.counter(f"vllm:{name}", text, value)
+        text = "Tokens of a step, prompts' and generated ones."
+        yield make.histogram("vllm:iteration_tokens_total", text, counts.step_tokens)
 
-    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(f"vllm:{name}", text, labels=_LABELS)
-        family.add_metric(self._labels, value)
-        return family
+    def _request_families(self) -> Iterator[Metric]:
+        make = self._families
+        yield make.counters(
+            "vllm:request_success",
+            "Sequences that ended, by how.",
+            "finished_reason",
+            self._finished,
+        )
+        text = "Valid requests that were not admitted, by why."
+        yield make.counters("vllm:admission_rejections", text, "reason", self._rejections)
+        text = "The n of each prompt."
+        yield make.histogram("vllm:request_params_n", text, self._num_choices)
+
+    def _time_families(self) -> Iterator[Metric]:
+        for name, text, histogram in (
+            ("time_to_first_token", "From arrival to the first token.", self.ttft),
+            ("inter_token_latency", "Between two tokens of a sequence.", self.inter_token),
+            ("request_time_per_output_token", "Mean of those of a sequence.", self.token_time),
+            ("e2e_request_latency", "From arrival to the last token.", self.latency),
+            ("request_queue_time", "From submission to the first step.", self.queue_time),
+            ("request_prefill_time", "From then on to the first token.", self.prefill_time),
+            ("request_decode_time", "From the first token to the last.", self.decode_time),
+        ):
+            yield self._families.histogram(f"vllm:{name}_seconds", text, histogram)
+
+    def _sized_families(self, info: EngineInfo) -> Iterator[Metric]:
+        """What needs to know the engine's sizes: there from its first connection on."""
+        for name, text, histogram in (
+            ("request_prompt_tokens", "Prompt tokens of a sequence.", self._num_prompt),
+            ("request_generation_tokens", "Tokens of an ended sequence.", self.num_generated),
+            ("request_params_max_tokens", "The max_tokens of a sequence.", self._max_tokens),
+        ):
+            yield self._families.histogram(f"vllm:{name}", text, histogram, info.max_model_len)
+        config = self._config
+        cache = {
+            "block_size": str(info.block_size),
+            "num_gpu_blocks": str(info.num_blocks),
+            "cache_dtype": info.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+            "gpu_memory_utilization": str(config.gpu_memory_utilization),
+            "enable_prefix_caching": "True",
+        }
+        yield self._families.info("vllm:cache_config_info", "The KV cache.", cache)
+        build = {
+            "version": __version__,
+            "system_fingerprint": info.system_fingerprint,
+            "device": info.device,
+            "dtype": info.dtype,
+        }
+        yield self._families.info("continuo:build_info", "What computes the answers.", build)
+
+    def _own_families(self) -> Iterator[Metric]:
+        make = self._families
+        for name, text, label, counts in (
+            ("http_responses", "HTTP responses begun, by status.", "status", self._responses),
+            ("sequence_failures", "Sequences that failed, by why.", "kind", self._failures),
+        ):
+            yield make.counters(f"continuo:{name}", text, label, counts)
+        text = "Engines that followed the first one."
+        yield make.counter("continuo:engine_restarts", text, self._engine.counts.num_restarts)
+        yield make.gauge("continuo:open_sequences", "Submitted, not ended.", self._engine.num_open)
+        used = {queue.name: queue.num_bytes() for queue in self._queues}
+        yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
+        limits = {queue.name: queue.max_bytes for queue in self._queues}
+        yield make.gauges("continuo:queue_limit_bytes", "Most that may wait.", "queue", limits)
 
 
 class SequenceTimer:
     """One sequence's times, counted once it has ended."""
 
+    __slots__ = (
+        "_arrived_at",
+        "_first_token_at",
+        "_inter_token",
+        "_is_open",
+        "_last_token_at",
+        "_metrics",
+        "_num_tokens",
+    )
+
     def __init__(self, metrics: Metrics, arrived_at: float) -> None:
         self._metrics = metrics
+        self._inter_token = metrics.inter_token
         self._arrived_at = arrived_at
-        self._last_token_at: float | None = None
+        self._first_token_at = 0.0
+        self._last_token_at = 0.0
+        self._num_tokens = 0
         self._is_open = True
+
+    def on_first(self, first: FirstOutput, now: float) -> None:
+        """The prompt has been computed; to be called before its first token."""
+        self._metrics.queue_time.observe(first.queue_s)
+        self._metrics.prefill_time.observe(max(0.0, now - self._arrived_at - first.queue_s))
 
     def on_tokens(self, num_tokens: int, now: float) -> None:
         """Tokens of one step share the time since the step before."""
         if num_tokens == 0:
             return
-        if self._last_token_at is None:
+        if self._num_tokens == 0:
             self._metrics.ttft.observe(now - self._arrived_at)
+            self._first_token_at = self._last_token_at = now
+            self._num_tokens = 1
             num_tokens -= 1
-            self._last_token_at = now
         if num_tokens:
-            gap_s = (now - self._last_token_at) / num_tokens
-            self._metrics.inter_token.observe(gap_s, num_tokens)
+            self._inter_token.observe((now - self._last_token_at) / num_tokens, num_tokens)
             self._last_token_at = now
+            self._num_tokens += num_tokens
 
     def on_end(self, reason: str, now: float) -> None:
-        self._metrics.on_finish(reason)
-        self._metrics.latency.observe(now - self._arrived_at)
+        """To be called after its last tokens."""
+        metrics, num_tokens = self._metrics, self._num_tokens
+        metrics.on_finish(reason)
+        metrics.latency.observe(now - self._arrived_at)
+        metrics.num_generated.observe(num_tokens)
+        if num_tokens:
+            decode_s = self._last_token_at - self._first_token_at
+            metrics.decode_time.observe(decode_s)
+            if num_tokens > 1:
+                metrics.token_time.observe(decode_s / (num_tokens - 1))
         self._is_open = False
+
+    def on_failure(self, kind: FailureKind) -> None:
+        """It ended by a fault."""
+        self._metrics.on_failure(kind)
+        self._end_early("error")
 
     def on_abort(self) -> None:
         """The client or the engine went away. Nothing to count for a sequence that has ended."""
+        self._end_early("abort")
+
+    def _end_early(self, reason: str) -> None:
         if self._is_open:
-            self._metrics.on_finish("abort")
+            self._metrics.on_finish(reason)
             self._is_open = False

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from server.api.completions import unknown_model
 from server.api.engine_client import EngineClient
+from server.api.get_route import get_route
 
 
 def models_router(model_name: str, engine: EngineClient) -> APIRouter:
@@ -24,11 +25,11 @@ def models_router(model_name: str, engine: EngineClient) -> APIRouter:
             "max_model_len": engine.info.max_model_len if engine.info else None,
         }
 
-    @router.get("")
+    @get_route(router, "")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card()]}
 
-    @router.get("/{model_id:path}")
+    @get_route(router, "/{model_id:path}")
     async def model(model_id: str) -> dict[str, Any]:
         if model_id != model_name:
             raise unknown_model()

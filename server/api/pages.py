@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
 from server import __version__
+from server.api.get_route import get_route
 from server.api.metrics import Metrics
 from server.errors import RequestError
 
-_LINKS = ("/v1/models", "/health", "/ready", "/version", "/metrics")
+_LINKS = ("/docs", "/openapi.json", "/v1/models", "/health", "/ready", "/version", "/metrics")
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Continuo</title>
 <h1>Continuo {__version__}</h1>
-<p>Text is completed at <code>POST /v1/completions</code>, as with any OpenAI client.</p>
+<p>Text is completed at <code>POST /v1/completions</code>, as with any OpenAI client;
+<a href="/docs">/docs</a> has every parameter, to try.</p>
 <ul>{"".join(f'<li><a href="{link}">{link}</a></li>' for link in _LINKS)}</ul>
 </html>
 """
@@ -23,17 +25,17 @@ _PAGE = f"""<!doctype html>
 def pages_router(metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/")
+    @get_route(router, "/")
     async def index() -> Response:
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": "default-src 'none'"})
 
-    @router.get("/version")
+    @get_route(router, "/version")
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    @router.get("/metrics")
+    @get_route(router, "/metrics")
     async def metrics_page() -> Response:
-        return Response(metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(metrics.page(), headers={"Content-Type": _METRICS_TYPE})
 
     @router.post("/v1/chat/completions")
     async def chat() -> Response:

@@ -6,24 +6,25 @@ While it lasts, the connection is watched: a client that hangs up ends the run.
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.choice_stream import Delta
-from server.api.errors import error_of
+from server.api.errors import error_json, error_of
+from server.api.event_stream import EventStream
+from server.api.faults import log_fault
 from server.api.generation import ClientGoneError, Generation
+from server.api.http_protocol import body_writer
+from server.api.json_body import send_json
+from server.api.plain_reply import PlainReply
 from server.api.planning import Plan
-from server.api.replies import completion_json, join_deltas
+from server.api.request_log import record_of
 from server.api.run import Run
-from server.api.sse import DONE, PING, EventWriter, error_event
-from server.errors import EngineGoneError
+from server.api.sse import error_event
+from server.errors import EngineGoneError, RequestError
 
-_log = logging.getLogger(__name__)
-
-PING_AFTER_S = 15.0  # of silence; proxies cut connections that are silent for longer
 _STREAM_START = {
     "type": "http.response.start",
     "status": 200,
@@ -45,14 +46,17 @@ class CompletionResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         run = await self._start()
+        record = record_of(scope)
         watcher = asyncio.create_task(_watch(receive, run.generation))
         try:
-            await (_send_stream(run, send) if self._is_stream else _send_plain(run, send))
+            await (_send_stream(run, scope, send) if self._is_stream else _send_plain(run, send))
+            record.status = 200
         except ClientGoneError:
-            pass  # nobody is there to be told
+            record.is_client_gone = True  # nobody is there to be told
         finally:
             watcher.cancel()
             run.end()
+            run.note(record)
 
 
 async def _watch(receive: Receive, generation: Generation) -> None:
@@ -62,104 +66,58 @@ async def _watch(receive: Receive, generation: Generation) -> None:
 
 
 async def _send_plain(run: Run, send: Send) -> None:
-    collected: list[list[Delta]] = [[] for _ in run.choices]
-    while not run.is_done:
-        for index, delta in await run.next():
-            collected[index].append(delta)
-    choices = [join_deltas(index, deltas) for index, deltas in enumerate(collected)]
-    body = completion_json(run.head, choices, run.usage())
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    collector = _Collector(run)
+    await collector.is_complete.wait()
+    if collector.error is not None:
+        raise collector.error
+    parts = collector.reply.parts(run.usage())
+    await send_json(parts, send, lambda: run.generation.error is not None)
 
 
-async def _send_stream(run: Run, send: Send) -> None:
-    events = _Events(run)
+class _Collector:
+    """Every piece of a run, by choice."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._generation = run.generation
+        self.reply = PlainReply(run.plan, run.head, run.choices, run.prompts)
+        self.error: Exception | None = None
+        self.is_complete = asyncio.Event()
+        run.read_by(self._read)
+
+    def _read(self) -> None:
+        try:
+            for index, delta in self._run.take(time.monotonic()):
+                self.reply.add(index, delta)
+        except Exception as error:  # of this request alone; raised again in its own task
+            self.error = error
+        if self.error is not None or not self._generation.is_running:
+            self.error = self.error or self._generation.error
+            self.is_complete.set()
+
+
+async def _send_stream(run: Run, scope: Scope, send: Send) -> None:
+    stream = EventStream(run, body_writer(scope))
     try:
-        while chunk := await events.next():
-            if not events.has_started:
-                events.has_started = True
-                await send(_STREAM_START)
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    except ClientGoneError:
-        raise
-    except Exception as error:
-        if (
-            not events.has_started
-        ):  # nothing is sent before there is something: errors have a status
+        await stream.begun()
+        await send(_STREAM_START)
+        record_of(scope).status = 200
+        stream.start()
+        try:
+            await stream.ended()
+        except ClientGoneError:
             raise
-        if not isinstance(error, EngineGoneError):
-            _log.error("a stream failed", exc_info=error)
-        event = error_event(error_of(error))
-        await send({"type": "http.response.body", "body": event, "more_body": True})
+        except Exception as error:
+            event = error_event(_error_json(error))
+            await send({"type": "http.response.body", "body": event, "more_body": True})
     finally:
-        events.close()
+        stream.close()
     await send({"type": "http.response.body", "body": b""})
 
 
-class _Events:
-    """A run's stream as bytes. A plain loop: a chain of generators would cost as much as the token."""
-
-    def __init__(self, run: Run) -> None:
-        options = run.plan.options
-        self._run = run
-        self._has_usage = bool(options.include_usage)
-        self._is_continuous = bool(options.continuous_usage_stats)
-        self._writer = EventWriter(
-            run.head, len(run.choices), shows_usage=self._has_usage or self._is_continuous
-        )
-        self._silence = _Silence(run.generation)
-        self._has_ended = False
-        self.has_started = False
-
-    async def next(self) -> bytes:
-        """One event per piece, several only where several were waiting; at last the end; then b""."""
-        while not self._run.is_done:
-            deltas = await self._run.next()
-            if deltas:
-                self._silence.has_ended()
-                return b"".join([self._event(index, delta) for index, delta in deltas])
-            if self._silence.is_over_due():
-                self._silence.has_ended()
-                return PING
-        if self._has_ended:
-            return b""
-        self._has_ended = True
-        return (self._writer.usage_event(self._run.usage()) if self._has_usage else b"") + DONE
-
-    def _event(self, index: int, delta: Delta) -> bytes:
-        usage = self._run.usage_with(index, delta) if self._is_continuous else None
-        return self._writer.event(index, delta, usage)
-
-    def close(self) -> None:
-        self._silence.stop()
-
-
-class _Silence:
-    """Nudges the run once a stream was silent for PING_AFTER_S. One timer, moved only when it is
-    due: moving it for every token would cost more than the token."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
-        self._timer = self._loop.call_at(self._since + PING_AFTER_S, self._on_timer)
-
-    def has_ended(self) -> None:
-        self._since = self._loop.time()
-
-    def is_over_due(self) -> bool:
-        return self._loop.time() >= self._since + PING_AFTER_S
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _on_timer(self) -> None:
-        if self.is_over_due():
-            self._generation.nudge()
-            self._timer = self._loop.call_later(PING_AFTER_S, self._on_timer)
-        else:
-            self._timer = self._loop.call_at(self._since + PING_AFTER_S, self._on_timer)
+def _error_json(error: Exception) -> bytes:
+    if isinstance(error, RequestError):
+        return error_json(error.status, error.message, param=error.param, code=error.code)
+    if not isinstance(error, EngineGoneError):
+        log_fault("a stream failed", error)
+    return error_of(error)

@@ -39,7 +39,8 @@ class EventWriter:
     def event(self, index: int, delta: Delta, usage: Usage | None) -> bytes:
         """One chunk; `usage` where every chunk reports it."""
         text = _encode(delta.text)
-        if delta.logprobs is None and delta.finish_reason is None and usage is None:
+        has_extras = delta.logprobs is not None or delta.token_ids is not None
+        if delta.finish_reason is None and usage is None and not has_extras:
             event = self._prefixes[index] + text + self._plain_end
         else:
             event = self._prefixes[index] + text + self._rare_end(delta, usage)
@@ -55,12 +56,23 @@ class EventWriter:
         )
 
     def _rare_end(self, delta: Delta, usage: Usage | None) -> bytes:
-        finish = b',"finish_reason":%s,"stop_reason":%s}]' % (
+        finish = b',"finish_reason":%s,"stop_reason":%s%s}]' % (
             _encode(delta.finish_reason),
             _encode(delta.stop_reason),
+            _token_ids(delta),
         )
         end = self._no_usage_end if usage is None else b',"usage":' + _encode(usage) + self._end
         return b',"logprobs":' + _encode(delta.logprobs) + finish + end
+
+
+def _token_ids(delta: Delta) -> bytes:
+    """With return_token_ids; those of the prompt on a choice's first event."""
+    if delta.token_ids is None:
+        return b""
+    ids = b',"token_ids":' + _encode(delta.token_ids)
+    if delta.prompt_token_ids is None:
+        return ids
+    return ids + b',"prompt_token_ids":' + _encode(delta.prompt_token_ids)
 
 
 def _one_line(event: bytes) -> bytes:

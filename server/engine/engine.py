@@ -3,7 +3,7 @@ owners; no clock, no socket. Used as it is for offline generation.
 
     engine.submit(request)
     while engine.has_work:
-        for _, output in engine.step(): ...
+        for _, output in engine.step().outputs: ...
 
 Where the runner takes more than one step in flight, a step is scheduled and dispatched while the one
 before it runs, and its outputs come one call later. Until then a sequence may have ended: a stop is
@@ -13,75 +13,166 @@ found one step late, an abort comes in between. What was drawn for it meanwhile 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from server.engine.scheduler import ScheduledStep, Scheduler
 from server.engine.sequence_state import SequenceState
+from server.engine.token_masks import TokenMasks
 from server.errors import RequestError
+from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineStats
 from server.runner.batch import Runner, ScheduledRow, StepHandle, StepResult
-from server.sequence import FirstOutput, SequenceOutput, SequenceRequest, TokenLogprobs
+from server.sequence import (
+    FailureKind,
+    FirstOutput,
+    PromptLogprobs,
+    SequenceFailure,
+    SequenceOutput,
+    SequenceRequest,
+    TokenLogprobs,
+)
 
 Output = tuple[int, SequenceOutput]  # (owner, what a step added to one of its sequences)
 
 
-class Engine:
-    """Runs sequences of several owners. After an exception out of `step` it must not be used again."""
+class Added(NamedTuple):
+    """What a call of `step` added, each with its owner."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, vocab_size: int) -> None:
+    outputs: list[Output]  # in order of admission
+    prompt_logprobs: list[tuple[int, PromptLogprobs]]  # they come before `outputs`
+    failures: list[tuple[int, SequenceFailure]]
+
+
+class Engine:
+    """Runs sequences of several owners. After an exception out of `step` it must not be used again.
+
+    Times are seconds of one clock of the caller's.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        vocab_size: int,
+        *,
+        no_tokens: Iterable[int] = (),
+        grammars: GrammarMasks | None = None,
+    ) -> None:
+        """`no_tokens`: ids below `vocab_size` that the tokenizer lacks."""
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
+        self._masks = TokenMasks(vocab_size, no_tokens, grammars)
         self._max_steps_in_flight = runner.max_steps_in_flight
         self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()  # oldest first
+        self._failures: list[tuple[int, SequenceFailure]] = []  # not handed out yet
+        self._is_stalled = False  # nothing could be scheduled, and nothing is in flight
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.sequences or self._in_flight)
+        return bool(self._scheduler.sequences or self._in_flight or self._failures)
 
-    def submit(self, request: SequenceRequest, owner: int = 0) -> None:
+    @property
+    def can_step(self) -> bool:
+        """Whether `step` would do something. It might also after something has arrived: a submission, an
+        abort or a mask."""
+        if self._in_flight or self._failures:
+            return True
+        num_waiting = self._masks.num_waiting
+        return not self._is_stalled and len(self._scheduler.sequences) > num_waiting
+
+    def submit(self, request: SequenceRequest, owner: int = 0, now_s: float = 0.0) -> None:
         """Raises RequestError for a sequence that could never be finished, whose id is in use, or with
         a token id that is none."""
-        prompt_ids = request.prompt_ids
-        if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocab_size:
-            raise RequestError(
-                f"Token ids are at least 0 and below {self._vocab_size}.", param="prompt"
-            )
-        self._scheduler.submit(request, owner)
+        self._refuse(request)
+        seq = self._scheduler.submit(request, owner)
+        seq.submitted_s = now_s
+        failure = self._masks.open(seq)
+        if seq.is_gated:
+            self._scheduler.gate(seq)
+        if failure is not None:
+            self._fail(seq, failure)
+
+    def _refuse(self, request: SequenceRequest) -> None:
+        params = request.params
+        for ids, name in (
+            (request.prompt_ids, "prompt"),
+            (params.allowed_token_ids, "allowed_token_ids"),
+            *((word, "bad_words") for word in params.bad_words),
+        ):
+            if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
+                raise RequestError(
+                    f"Token ids are at least 0 and below {self._vocab_size}.", param=name
+                )
 
     def abort(self, seq_id: int, owner: int = 0) -> None:
         """No output of it follows, and its blocks are free. Unknown and finished ids are ignored."""
-        self._scheduler.abort((owner, seq_id))
+        seq = self._scheduler.sequences.get((owner, seq_id))
+        if seq is not None:
+            self._end([seq])
 
     def abort_owner(self, owner: int) -> None:
         sequences = self._scheduler.sequences
-        self._scheduler.end([seq for seq in sequences.values() if seq.owner == owner])
+        self._end([seq for seq in sequences.values() if seq.owner == owner])
+        self._failures = [failure for failure in self._failures if failure[0] != owner]
 
-    def step(self) -> list[Output]:
+    def step(self, now_s: float = 0.0) -> Added:
         """Dispatch a step if there is anything to schedule; then, unless the runner takes another one
-        first, wait for the oldest and return what it added, in order of admission."""
+        first, wait for the oldest and return what it added."""
+        self._open_gates()
         step, in_flight = self._scheduler.schedule(self._num_steps), self._in_flight
+        self._is_stalled = not step.sequences and not in_flight
         if step.sequences:
             self._num_steps += 1
+            if step.batch.new_rows:
+                _note_admission(step, now_s)
             in_flight.append((step, self._runner.dispatch(step.batch)))
             if len(in_flight) < self._max_steps_in_flight:
-                return []
+                return self._only_failures()
         elif not in_flight:
-            return []
+            return self._only_failures()
         step, handle = in_flight.popleft()
         return self._collect(step, handle.result())
 
-    def _collect(self, step: ScheduledStep, result: StepResult) -> list[Output]:
+    def _open_gates(self) -> None:
+        verdicts = self._masks.take()
+        if verdicts is not None:
+            for seq in verdicts.ready:
+                self._scheduler.make_ready(seq)
+            for seq, kind in verdicts.failed:
+                self._fail(seq, kind)
+
+    def _fail(self, seq: SequenceState, kind: FailureKind) -> None:
+        self._end([seq])
+        self._failures.append((seq.owner, SequenceFailure(seq.seq_id, kind)))
+
+    def _end(self, ended: list[SequenceState]) -> None:
+        self._scheduler.end(ended)
+        for seq in ended:
+            self._masks.close(seq)
+
+    def _only_failures(self) -> Added:
+        return Added([], [], self._take_failures())
+
+    def _take_failures(self) -> list[tuple[int, SequenceFailure]]:
+        failures, self._failures = self._failures, []
+        return failures
+
+    def _collect(self, step: ScheduledStep, result: StepResult) -> Added:
         """By what the batch says: a sequence's own row and counts may be those of a later step."""
-        if result.prompt_logprobs:
-            self._keep_prompt_logprobs(step, result)
+        rows, sampled = step.batch.scheduled, step.sequences
         outputs: list[Output] = []
         finished: list[SequenceState] = []
-        rows, sampled = step.batch.scheduled, step.sequences
-        if len(result.token_ids) < len(sampled):
+        is_of_prompts = len(result.token_ids) < len(sampled)
+        if is_of_prompts:
             rows, sampled = _sampling(step)
+        if self._scheduler.num_gated:  # first of all, so that masks are made while outputs are sent
+            self._advance_gated(sampled, result.token_ids)
+        if is_of_prompts:
             self._collect_prompts_only(step, outputs, finished)
         num_without_token = len(outputs)
         new_tuple = tuple.__new__  # 0.15 us, the class itself 0.27 us
@@ -100,9 +191,21 @@ class Engine:
             added = (seq.seq_id, [token_id], found, reason, stop_id, first)
             outputs.append((seq.owner, new_tuple(SequenceOutput, added)))
         self._num_generated_tokens += len(outputs) - num_without_token
+        prompt_logprobs = _prompt_logprobs(step, result) if result.prompt_logprobs else []
         if finished:
-            self._scheduler.end(finished)
-        return outputs
+            self._end(finished)
+        return Added(outputs, prompt_logprobs, self._take_failures())
+
+    def _advance_gated(self, sampled: list[SequenceState], token_ids: list[int]) -> None:
+        """What the gated drew, unless it ends them."""
+        drawn: list[tuple[SequenceState, int]] = []
+        for seq, token_id in zip(sampled, token_ids, strict=True):
+            if seq.is_gated and not seq.has_ended:
+                verdict = seq.stop.check(token_id, len(seq.token_ids) + 1)
+                if verdict.finish_reason is None:
+                    drawn.append((seq, token_id))
+        if drawn:
+            self._masks.advance(drawn)
 
     def _collect_prompts_only(
         self, step: ScheduledStep, outputs: list[Output], finished: list[SequenceState]
@@ -117,26 +220,16 @@ class Engine:
                 )
                 finished.append(seq)
 
-    @staticmethod
-    def _keep_prompt_logprobs(step: ScheduledStep, result: StepResult) -> None:
-        """Those of each position once: a replay draws them again, bit for bit, before or after the first
-        output has taken them along. Results come in order, so no position is left out."""
-        for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
-            found = result.prompt_logprobs.get(row.row)
-            if found and not seq.is_first_sent:
-                seq.prompt_logprobs += found[len(seq.prompt_logprobs) - row.num_computed_tokens :]
-
     def _first_output(self, seq: SequenceState) -> FirstOutput:
         seq.is_first_sent = True
         self._num_prompt_tokens += seq.num_prompt_tokens
-        is_asked = seq.params.prompt_logprobs is not None
-        prompt_logprobs, seq.prompt_logprobs = seq.prompt_logprobs, []
-        return FirstOutput(seq.num_cached_tokens or 0, prompt_logprobs if is_asked else None)
+        return FirstOutput(seq.num_cached_tokens or 0, seq.queue_s or 0.0)
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(
             num_steps=self._num_steps,
+            num_step_tokens=scheduler.num_scheduled_tokens,
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_used_blocks=scheduler.blocks.num_used,
@@ -166,6 +259,27 @@ def _sampling(step: ScheduledStep) -> tuple[list[ScheduledRow], list[SequenceSta
     pairs = zip(step.batch.scheduled, step.sequences, strict=True)
     sampling = [(row, seq) for row, seq in pairs if row.is_sampling]
     return [row for row, _ in sampling], [seq for _, seq in sampling]
+
+
+def _note_admission(step: ScheduledStep, now_s: float) -> None:
+    """Those admitted in a step are its last ones; a preempted one has waited before."""
+    for seq in step.sequences[-len(step.batch.new_rows) :]:
+        if seq.queue_s is None:
+            seq.queue_s = now_s - seq.submitted_s
+
+
+def _prompt_logprobs(step: ScheduledStep, result: StepResult) -> list[tuple[int, PromptLogprobs]]:
+    """Those of each position once: a replay draws them again, bit for bit. Results come in order, so no
+    position is left out."""
+    found: list[tuple[int, PromptLogprobs]] = []
+    for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
+        chunk = result.prompt_logprobs.get(row.row)
+        if chunk is None or seq.has_ended or chunk.end <= seq.next_logprob:
+            continue
+        new = chunk.cut(max(chunk.start, seq.next_logprob), chunk.end)
+        seq.next_logprob = chunk.end
+        found.append((seq.owner, new._replace(seq_id=seq.seq_id)))
+    return found
 
 
 def _logprobs_of(rows: list[ScheduledRow], result: StepResult) -> list[list[TokenLogprobs] | None]:

@@ -9,14 +9,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from server.engine.engine import Engine, Output
+from server.engine.engine import Added, Engine
 from server.errors import RequestError
 from server.ipc.frames import StepOutput, Submit, ToEngine
 from server.ipc.server import EngineServer
 from server.ipc.wire import FrameError
-from server.sequence import SequenceOutput
 
 HEARTBEAT_S = 0.5  # half of the second after which an api may call the silence a stall
+MASK_WAIT_S = 0.05  # how late the end of a grammar that takes too long may be noticed
 
 
 class EngineLoop:
@@ -40,9 +40,13 @@ class EngineLoop:
 
     def turn(self) -> None:
         """Apply what arrived, run one step, send what it added."""
-        for owner, frame in self._server.poll(0.0 if self._engine.has_work else HEARTBEAT_S):
+        engine = self._engine
+        for owner, frame in self._server.poll(0.0 if engine.can_step else self._max_wait_s()):
             self._apply(owner, frame)
-        self._send(self._engine.step())
+        self._send(engine.step(self._clock()))
+
+    def _max_wait_s(self) -> float:
+        return MASK_WAIT_S if self._engine.has_work else HEARTBEAT_S
 
     def _apply(self, owner: int, frame: ToEngine | None) -> None:
         if frame is None:
@@ -56,22 +60,28 @@ class EngineLoop:
     def _submit(self, owner: int, frame: Submit) -> None:
         try:
             for request in frame.sequences:
-                self._engine.submit(request, owner)
+                self._engine.submit(request, owner, self._clock())
         except RequestError:  # the api checks all of this: it is not the api we know
             self._server.disconnect(owner)
 
-    def _send(self, outputs: list[Output]) -> None:
-        frames: defaultdict[int, list[SequenceOutput]] = defaultdict(list)
-        for owner, output in outputs:
-            frames[owner].append(output)
+    def _send(self, added: Added) -> None:
+        frames: defaultdict[int, StepOutput] = defaultdict(self._new_frame)
+        for owner, output in added.outputs:
+            frames[owner].outputs.append(output)
+        for owner, chunk in added.prompt_logprobs:
+            frames[owner].prompt_logprobs.append(chunk)
+        for owner, failure in added.failures:
+            frames[owner].failures.append(failure)
         now_s = self._clock()
         if now_s >= self._heartbeat_at_s:
             self._heartbeat_at_s = now_s + HEARTBEAT_S
             for owner in self._server.owners:
-                frames.setdefault(owner, [])
-        stats = self._engine.stats()
-        for owner, added in frames.items():
-            self._send_to(owner, StepOutput(added, stats))
+                frames[owner]
+        for owner, frame in frames.items():
+            self._send_to(owner, frame)
+
+    def _new_frame(self) -> StepOutput:
+        return StepOutput([], self._engine.stats(), [], [])
 
     def _send_to(self, owner: int, frame: StepOutput) -> None:
         try:

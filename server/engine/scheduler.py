@@ -1,23 +1,26 @@
 """Which tokens are computed next, and in which blocks. A pure function of events: no clock, thread,
 socket or tensor in here.
 
-    waiting   in order of arrival; the preempted in front, being older than all of it
+    waiting   by priority, then in order of arrival; the preempted in front of their equals
     running   in order of admission; each has a row, and blocks for every token it has
 
 A step may be scheduled before the results of earlier ones are known: counts are of what is dispatched,
 ids of what has arrived. Steps run in order, so a row or a block is free for the next step as soon as no
 later one of its sequence will be scheduled. One with all its tokens dispatched is in neither list.
+
+A gated sequence may draw only what its earlier tokens allow (a grammar, say). While that is not known it
+is not ready: it is not admitted, or keeps its row and blocks and sits a step out. Nobody waits for it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 from server.engine.block_manager import BlockManager
 from server.engine.sequence_state import SequenceKey, SequenceState
+from server.engine.waiting import WaitingQueue
 from server.errors import ContextLengthError, RequestError
-from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch
+from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch
 from server.sequence import SequenceRequest
 
 # Preemptions of one sequence before its worst case is reserved. Each costs one replay, so the work
@@ -33,7 +36,7 @@ class ScheduledStep(NamedTuple):
 
 
 class Scheduler:
-    """First come, first served, over `max_num_seqs` rows and the blocks of `blocks`."""
+    """By priority, then first come, first served; over `max_num_seqs` rows and the blocks of `blocks`."""
 
     def __init__(
         self,
@@ -49,10 +52,14 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.sequences: dict[SequenceKey, SequenceState] = {}
-        self.waiting: OrderedDict[SequenceKey, SequenceState] = OrderedDict()
+        self.waiting = WaitingQueue()
         self.running: list[SequenceState] = []
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
-        self._due: list[SequenceState] = []  # reached `due_at` in the last step; as in `running`
+        self._due: list[SequenceState] = []  # reached `due_at`, and not served since
+        self._num_arrivals = 0
+        self._num_admissions = 0
+        self.num_gated = 0  # of `sequences`
+        self.num_scheduled_tokens = 0  # of all steps
         self.num_preemptions = 0
         self.num_cache_queries = 0
         self.num_cache_hits = 0
@@ -61,20 +68,31 @@ class Scheduler:
         """Queue a sequence. Raises RequestError for one that could never be finished."""
         seq = SequenceState.from_request(request, owner, self.max_model_len)
         self._refuse(seq)
-        self.sequences[seq.key] = self.waiting[seq.key] = seq
+        seq.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        self.sequences[seq.key] = seq
+        self.waiting.add(seq)
         return seq
 
-    def abort(self, key: SequenceKey) -> None:
-        """Forget a sequence between two steps. Unknown and finished ones are ignored."""
-        if key in self.sequences:
-            self.end([self.sequences[key]])
+    def gate(self, seq: SequenceState) -> None:
+        """Right after `submit`: it waits for what it may draw, now and behind each of its tokens."""
+        self.waiting.remove(seq)
+        seq.is_gated, seq.is_ready = True, False
+        self.num_gated += 1
+
+    def make_ready(self, seq: SequenceState) -> None:
+        """What it may draw next is known: `seq.allowed`."""
+        seq.is_ready = True
+        if seq.row < 0:
+            self.waiting.add(seq)
 
     def end(self, ended: list[SequenceState]) -> None:
         """Forget finished or aborted sequences, wherever they are, all of a step at once."""
         for seq in ended:
             seq.has_ended = True
             del self.sequences[seq.key]
-            self.waiting.pop(seq.key, None)
+            self.waiting.remove(seq)
+            self.num_gated -= seq.is_gated
         self._leave([seq for seq in ended if seq.row >= 0])
 
     def schedule(self, step: int) -> ScheduledStep:
@@ -83,8 +101,9 @@ class Scheduler:
 
         Only the last of `running` can be more than one token behind, because nothing is admitted
         behind it until it has caught up. So going through `running` in order serves decodes first,
-        and the budget left over is the prefill chunk. Every running sequence is in every step. Nothing
-        is scheduled when everything is dispatched, or when whoever comes next lacks ids still to arrive.
+        and the budget left over is the prefill chunk. Every running sequence that is ready is in every
+        step. Nothing is scheduled when everything is dispatched, or when whoever comes next lacks ids
+        still to arrive.
         """
         batch = StepBatch(step)
         num_preemptions = self.num_preemptions
@@ -95,13 +114,39 @@ class Scheduler:
             last = self.running[-1]
             is_behind = last.num_computed_tokens < max(last.num_prompt_tokens, last.num_tokens - 1)
             caught_up = self.running[:-1] if is_behind else self.running
+            if self.num_gated:
+                caught_up = self._pass_gate(caught_up, batch)
             self._advance_caught_up(caught_up, batch.scheduled)
             budget -= len(caught_up)
             if is_behind:
                 budget -= self._advance(last, budget, batch.scheduled)
         if self.num_preemptions == num_preemptions:  # else it would take back what it just gave up
-            self._admit(batch, budget)
-        return ScheduledStep(batch, self.running.copy())
+            budget = self._admit(batch, budget)
+        self.num_scheduled_tokens += self.max_num_batched_tokens - budget
+        return ScheduledStep(batch, self._participants(batch))
+
+    def _pass_gate(self, caught_up: list[SequenceState], batch: StepBatch) -> list[SequenceState]:
+        """Those that are ready. Each draws a token now, and the next one waits for what it is."""
+        ready = [seq for seq in caught_up if seq.is_ready]
+        for seq in ready:
+            if seq.is_gated:
+                self._send_mask(seq, batch)
+                seq.is_ready = False
+        return ready
+
+    def _send_mask(self, seq: SequenceState, batch: StepBatch) -> None:
+        """Where the row does not hold it yet."""
+        allowed = seq.allowed
+        if allowed is not None and allowed != seq.row_mask:
+            batch.masks.append(RowMask(seq.row, allowed))
+            seq.row_mask = allowed
+
+    def _participants(self, batch: StepBatch) -> list[SequenceState]:
+        """Of `running`, those in the batch; it has them in the same order."""
+        if len(batch.scheduled) == len(self.running):
+            return self.running.copy()
+        rows = {scheduled.row for scheduled in batch.scheduled}
+        return [seq for seq in self.running if seq.row in rows]
 
     def _advance(self, seq: SequenceState, budget: int, scheduled: list[ScheduledRow]) -> int:
         num_computed, num_tokens = seq.num_computed_tokens, seq.num_tokens
@@ -111,6 +156,8 @@ class Scheduler:
         scheduled.append(ScheduledRow(seq.row, num_computed, num_scheduled, is_sampling))
         seq.num_computed_tokens = end
         seq.num_tokens = num_tokens + is_sampling
+        if is_sampling and seq.is_gated:
+            seq.is_ready = False
         if end == seq.due_at:
             self._due.append(seq)
         self.blocks.cache.register(seq)
@@ -131,18 +178,21 @@ class Scheduler:
                 due.append(seq)
 
     def _serve_due(self, batch: StepBatch) -> None:
-        """Those with all tokens dispatched leave; then the others get a block, oldest first."""
+        """Those with all tokens dispatched leave; then the others get a block, the last to be preempted
+        first. Who is not ready gets it when it is."""
         due, self._due = self._due, []
         self._leave([seq for seq in due if seq.row >= 0 and seq.is_all_dispatched])
+        due.sort(key=_seniority)  # who sat out is in front, whatever his place in `running`
+        self._due = [seq for seq in due if seq.row >= 0 and not seq.is_ready]
         for seq in due:
-            if seq.row >= 0:
+            if seq.row >= 0 and seq.is_ready:
                 self._grow_table(seq, batch)
 
     def _grow_table(self, seq: SequenceState, batch: StepBatch) -> None:
-        """One more block for a full table; the newest makes room, and that may be `seq` itself."""
+        """One more block for a full table; the last in rank makes room, and that may be `seq` itself."""
         self.blocks.cache.register(seq)
         while seq.row >= 0 and not self.blocks.can_allocate(1):
-            self._preempt(self._newest_preemptible())
+            self._preempt(self._last_preemptible())
         if seq.row >= 0:
             block_ids = self.blocks.allocate(1)
             batch.new_blocks.append(NewBlocks(seq.row, len(seq.block_table), block_ids))
@@ -152,33 +202,41 @@ class Scheduler:
     def _set_due(self, seq: SequenceState) -> None:
         seq.due_at = min(len(seq.block_table) * self.blocks.block_size, seq.max_num_slots)
 
-    def _newest_preemptible(self) -> SequenceState:
-        """One with reserved blocks is not; but then it never needs one, so who asks always is."""
-        return next(s for s in reversed(self.running) if s.num_preemptions < MAX_PREEMPTIONS)
+    def _last_preemptible(self) -> SequenceState:
+        """The newest of the lowest rank. One with reserved blocks is not; but then it never needs one, so
+        who asks always is."""
+        preemptible = (seq for seq in self.running if seq.num_preemptions < MAX_PREEMPTIONS)
+        return max(preemptible, key=_seniority)
 
     def _preempt(self, seq: SequenceState) -> None:
         self.running.remove(seq)
         self._release(seq)
+        if seq in self._due:
+            self._due.remove(seq)
         seq.restart()
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting[seq.key] = seq
-        self.waiting.move_to_end(seq.key, last=False)
+        if seq.is_ready:
+            self.waiting.add(seq)
 
-    def _admit(self, batch: StepBatch, budget: int) -> None:
-        """Fill the rows from `waiting`. Budget left means that all of `running` has caught up."""
+    def _admit(self, batch: StepBatch, budget: int) -> int:
+        """Fill the rows from `waiting`. Budget left means that all of `running` has caught up. Returns
+        what is left of it."""
         while budget and self.waiting and self._free_rows:
-            seq = next(iter(self.waiting.values()))
+            seq = self.waiting.first
             if not self._has_all_ids(seq) or not self._allocate(seq):
-                return
-            del self.waiting[seq.key]
+                break
+            self.waiting.remove(seq)
             self.running.append(seq)
             seq.row = self._free_rows.pop()
+            seq.admission, self._num_admissions = self._num_admissions, self._num_admissions + 1
             batch.new_rows.append(
                 NewRow(seq.row, seq.token_ids, seq.num_prompt_tokens, seq.choice, seq.params)
             )
             batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
+            self._send_mask(seq, batch)
             budget -= self._advance(seq, budget, batch.scheduled)
+        return budget
 
     def _has_all_ids(self, seq: SequenceState) -> bool:
         """Not one preempted with a token in flight: the token arrives first, and may be its last."""
@@ -238,12 +296,13 @@ class Scheduler:
     def check_integrity(self) -> None:
         """For tests, between two steps."""
         self.blocks.check_integrity([seq.block_table for seq in self.running])
+        assert self.num_gated == sum(seq.is_gated for seq in self.sequences.values())
         rows = [seq.row for seq in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.max_num_seqs))
-        listed = {*self.running, *self.waiting.values()}
+        listed = {*self.running, *self.waiting}
         assert listed <= set(self.sequences.values())
         for seq in set(self.sequences.values()) - listed:
-            assert seq.is_all_dispatched
+            assert seq.is_all_dispatched or not seq.is_ready
             assert seq.row < 0
         for seq in self.running:
             assert seq.num_computed_tokens < seq.num_tokens or seq.is_all_dispatched
@@ -252,3 +311,8 @@ class Scheduler:
         for seq in self.running[:-1]:
             is_caught_up = seq.num_computed_tokens == seq.num_tokens - 1
             assert is_caught_up or seq.is_all_dispatched, "only the last may be behind"
+
+
+def _seniority(seq: SequenceState) -> tuple[int, int]:
+    """The greatest of `running` is preempted first."""
+    return seq.priority, seq.admission

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.stop_rules import StopRules
-from server.sequence import SamplingParams, SequenceRequest, TokenLogprobs
+from server.sequence import Grammar, SamplingParams, SequenceRequest
 
 SequenceKey = tuple[int, int]  # (owner, seq_id)
 
@@ -23,6 +23,8 @@ class SequenceState:
     choice: int
     params: SamplingParams
     cache_salt: str
+    priority: int
+    grammar: Grammar | None
     stop: StopRules
     token_ids: list[int]  # prompt, then the generated ids that have arrived
     num_prompt_tokens: int
@@ -35,8 +37,16 @@ class SequenceState:
     link: bytes = b""  # the prefix cache's name for the registered blocks
     num_cached_tokens: int | None = None  # found in the cache at the first admission
     num_preemptions: int = 0
+    arrival: int = 0  # serial number of its submission
+    admission: int = 0  # serial number of the last one
+    submitted_s: float = 0.0
+    queue_s: float | None = None  # from its submission to the step that it was first part of
     is_first_sent: bool = False  # FirstOutput has left
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    next_logprob: int = 1  # the prompt position whose logprob has not left yet
+    allowed: bytes | None = None  # the ids that its next token is drawn from; None: all
+    row_mask: bytes | None = None  # what its row holds of that
+    is_gated: bool = False  # `allowed` depends on the ids before, all of them
+    is_ready: bool = True  # False: `allowed` waits for the last token, or for its grammar
     has_ended: bool = False  # finished or aborted: what still arrives for it is dropped
 
     @classmethod
@@ -50,6 +60,8 @@ class SequenceState:
             choice=request.choice,
             params=request.params,
             cache_salt=request.cache_salt,
+            priority=request.priority,
+            grammar=request.grammar,
             stop=StopRules(
                 request.params, num_prompt_tokens=num_prompt_tokens, max_model_len=max_model_len
             ),
@@ -83,3 +95,4 @@ class SequenceState:
         self.num_registered_blocks = 0
         self.block_table = []
         self.row = -1
+        self.row_mask = None

@@ -15,7 +15,7 @@ from server.ipc.wire import FrameError, FrameReader, with_header
 _FIRST_RETRY_S = 0.02
 _LAST_RETRY_S = 0.5
 # Submits wait while more than this is unsent; aborts still pass. A stopped engine so costs no memory.
-_HIGH_WATER_BYTES = 4 << 20
+HIGH_WATER_BYTES = 4 << 20
 
 
 class _Protocol(asyncio.Protocol):
@@ -30,7 +30,7 @@ class _Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
-        self.transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
@@ -69,6 +69,14 @@ class EngineLink:
     @property
     def is_connected(self) -> bool:
         return self._protocol is not None and self._protocol.transport is not None
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What the socket has not taken yet."""
+        protocol = self._protocol
+        if protocol is None or protocol.transport is None:
+            return 0
+        return protocol.transport.get_write_buffer_size()
 
     async def run(self) -> None:
         """Connects, reads and reconnects until cancelled."""

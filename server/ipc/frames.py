@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from server.sequence import SequenceOutput, SequenceRequest
+from server.sequence import PromptLogprobs, SequenceFailure, SequenceOutput, SequenceRequest
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -31,6 +31,7 @@ class EngineStats(NamedTuple):
     """Gauges and counters since the engine's start."""
 
     num_steps: int
+    num_step_tokens: int  # token rows of the steps so far, prompts' and generated ones'
     num_running: int
     num_waiting: int
     num_used_blocks: int
@@ -56,6 +57,8 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 class StepOutput(msgspec.Struct, frozen=True, tag="step", array_like=True):
     outputs: list[SequenceOutput]
     stats: EngineStats
+    prompt_logprobs: list[PromptLogprobs] = []  # to be applied before `outputs`
+    failures: list[SequenceFailure] = []
 
 
 ToEngine = Submit | Abort

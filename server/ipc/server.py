@@ -18,6 +18,7 @@ from server.ipc.wire import MAX_FRAME_BYTES, FrameError, FrameReader, with_heade
 
 _RECV_BYTES = 1 << 18
 _BACKLOG = 64
+_WATCHED = object()  # a descriptor that is not ours
 # Room for a frame of the greatest size behind another one that is being read.
 MAX_BUFFERED_BYTES = 2 * MAX_FRAME_BYTES
 
@@ -59,11 +60,17 @@ class EngineServer:
         """The connected owners, oldest first."""
         return tuple(self._connections)
 
+    def watch(self, fd: int) -> None:
+        """`poll` also wakes when `fd` is readable; whose it is reads it before the next call."""
+        self._selector.register(fd, selectors.EVENT_READ, _WATCHED)
+
     def poll(self, timeout_s: float) -> list[Event]:
         """What arrived, in order per owner; waits up to `timeout_s` if there is nothing yet."""
         for key, mask in self._selector.select(0 if self._events else timeout_s):
             if key.data is None:
                 self._accept()
+                continue
+            if key.data is _WATCHED:
                 continue
             if mask & selectors.EVENT_WRITE:
                 self._flush(key.data)
@@ -158,13 +165,21 @@ class EngineServer:
 
 
 def _halves(frame: StepOutput) -> tuple[StepOutput, StepOutput]:
-    """Prompt logprobs of many long prompts at once can be too much for one frame."""
-    middle = len(frame.outputs) // 2
+    """Prompt logprobs of a very large step can be too much for one frame. They stay in front."""
+    chunks, outputs, stats = frame.prompt_logprobs, frame.outputs, frame.stats
+    if chunks and (outputs or frame.failures):
+        return StepOutput([], stats, chunks), StepOutput(outputs, stats, [], frame.failures)
+    if len(chunks) == 1 and chunks[0].end - chunks[0].start > 1:
+        (chunk,) = chunks
+        middle = (chunk.start + chunk.end) // 2
+        first, second = chunk.cut(chunk.start, middle), chunk.cut(middle, chunk.end)
+        return StepOutput([], stats, [first]), StepOutput([], stats, [second])
+    middle = max(len(chunks), len(outputs)) // 2
     if middle == 0:
         raise FrameError("The output of one sequence does not fit into a frame.")
     return (
-        StepOutput(frame.outputs[:middle], frame.stats),
-        StepOutput(frame.outputs[middle:], frame.stats),
+        StepOutput(outputs[:middle], stats, chunks[:middle]),
+        StepOutput(outputs[middle:], stats, chunks[middle:], frame.failures),
     )
 
 

@@ -96,11 +96,9 @@ class GPT:
         layer_norm(rows.residual, self._ln_f.weight, self._ln_f.bias, self._eps, rows.hidden)
         return rows.hidden_tensor
 
-    def logits(self, hidden_rows: Tensor) -> Tensor:
-        """fp32 [n, vocab_size], a new tensor; `hidden_rows` are rows of what `forward` returned."""
-        logits = torch.empty(len(hidden_rows), self.config.vocab_size)
-        linear(as_array(hidden_rows.contiguous()), self._lm_head, linears.NONE, logits.numpy())
-        return logits
+    def logits(self, hidden_rows: Tensor, out: Tensor) -> None:
+        """fp32 `out` [n, vocab_size], contiguous, of rows of what `forward` returned."""
+        linear(as_array(hidden_rows.contiguous()), self._lm_head, linears.NONE, out.numpy())
 
     def _rows_for(self, num_tokens: int) -> _Rows:
         if num_tokens > len(self._rows.residual):

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from server.sequence import SamplingParams, TokenLogprobs
+from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
 
 
 class NewRow(NamedTuple):
@@ -45,6 +45,19 @@ class NewBlocks(NamedTuple):
     block_ids: list[int]
 
 
+class RowMask(NamedTuple):
+    """The ids that a row may draw, from this step on, until another mask or a refill of the row.
+
+    At most one of a row in a step. Where min_tokens or logits that are not finite leave none of them,
+    the lowest one is drawn: what comes out of a row always fits its mask.
+    One bit per id, little-endian in uint32 words: ceil(vocab_size / 32) * 4 bytes, at least one bit set.
+    A row without one may draw every id that the tokenizer has.
+    """
+
+    row: int
+    allowed: bytes
+
+
 class ScheduledRow(NamedTuple):
     """A row's share of a step: positions num_computed_tokens .. + num_scheduled_tokens - 1."""
 
@@ -56,11 +69,12 @@ class ScheduledRow(NamedTuple):
 
 @dataclass(slots=True)
 class StepBatch:
-    """One step. Applied in this order: new_rows, new_blocks, then `scheduled` is computed."""
+    """One step. Applied in this order: new_rows, new_blocks, masks, then `scheduled` is computed."""
 
     step: int
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[NewBlocks] = field(default_factory=list)
+    masks: list[RowMask] = field(default_factory=list)
     scheduled: list[ScheduledRow] = field(default_factory=list)
 
 
@@ -70,9 +84,10 @@ class StepResult:
 
     token_ids: list[int]  # one per scheduled row with is_sampling, in the batch's order
     logprobs: dict[int, TokenLogprobs]  # row -> of its sampled token, where the params ask
-    # row -> one per scheduled prompt position p >= 1, of the prompt token AT p (predicted from p - 1):
-    # a chunk [a, b) yields positions a+1 .. min(b, num_prompt_tokens - 1), where the params ask
-    prompt_logprobs: dict[int, list[TokenLogprobs]]
+    # row -> of the prompt tokens AT the positions p that its chunk predicts (from p - 1): a chunk [a, b)
+    # yields a+1 .. min(b, num_prompt_tokens - 1), where the params ask and that is any. seq_id is left
+    # to the engine: 0
+    prompt_logprobs: dict[int, PromptLogprobs]
 
 
 class StepHandle(Protocol):

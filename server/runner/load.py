@@ -147,7 +147,7 @@ def _build_cpu_runner(
     model_dir = Path(config.model)
     set_threads(num_threads)
     dtype = DTYPES[config.dtype]
-    plan = plan_memory(config, gpt_config, dtype, limits, available_bytes())
+    plan = plan_memory(config, gpt_config, dtype, limits, available_bytes(), num_threads)
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
         fingerprint = pool.submit(system_fingerprint, model_dir, config.dtype, never_sampled_ids)
         model = load_model(model_dir, dtype, gpt_config)

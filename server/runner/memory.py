@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from kernels.sampling_rows import mask_words
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig
 from server.model.kv_cache import KVCache
-from server.runner.cpu_runner import LOGITS_BYTES
+from server.runner.cpu_runner import num_logit_rows
+from server.runner.prompt_logprobs import MAX_TOP
 
 # Of what weights and workspace leave, the default KV cache takes at most this share: the rest of the
 # machine, and the page cache that holds the checkpoint, live in the same memory.
@@ -42,7 +44,11 @@ class MemoryPlan:
         left = self.available_bytes - self.weights_bytes - self.workspace_bytes - kv_bytes
         rows = [
             ("weights", self.weights_bytes, ""),
-            ("workspace", self.workspace_bytes, "activations and logits of one step"),
+            (
+                "workspace",
+                self.workspace_bytes,
+                "of the largest step: activations, logits, logprobs, masks",
+            ),
             ("KV cache", kv_bytes, f"{self.num_blocks:,} blocks hold {tokens:,} tokens"),
             ("left free", left, f"of {shown(self.available_bytes)} available"),
         ]
@@ -55,10 +61,11 @@ def plan_memory(
     dtype: torch.dtype,
     limits: Limits,
     available: int,
+    num_threads: int,
 ) -> MemoryPlan:
     """Blocks for max_num_seqs full contexts, or kv_cache_gib. Raises ConfigError when short."""
     weights = weights_bytes(gpt_config, dtype)
-    workspace = _workspace_bytes(gpt_config, dtype, limits.max_num_batched_tokens)
+    workspace = _workspace_bytes(gpt_config, dtype, limits, num_threads)
     block_bytes = KVCache.bytes_per_block(gpt_config, config.block_size, dtype)
     blocks_per_seq = limits.blocks_per_seq
     left = available - weights - workspace
@@ -116,10 +123,18 @@ def weights_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
     return (embeddings + head + linears) * dtype.itemsize + vectors * 4
 
 
-def _workspace_bytes(config: GPTConfig, dtype: torch.dtype, num_tokens: int) -> int:
+def _workspace_bytes(
+    config: GPTConfig, dtype: torch.dtype, limits: Limits, num_threads: int
+) -> int:
+    """Of the largest step: every row with a mask, every token a prompt's with MAX_TOP logprobs."""
+    vocab_size = config.vocab_size
     # fp32 residual; hidden, qkv (3) and the MLP's inner rows in the compute dtype
-    row = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
-    return num_tokens * row + LOGITS_BYTES
+    activations = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
+    logprobs = 2 * 8 * (1 + MAX_TOP)  # ids and values, as arrays and packed
+    masks = limits.max_num_seqs * 4 * mask_words(vocab_size)
+    logits = num_logit_rows(vocab_size) * 4 * vocab_size
+    scratch = num_threads * 4 * 4 * vocab_size  # a sampler's: z, what is kept, weights, counts
+    return limits.max_num_batched_tokens * (activations + logprobs) + logits + masks + scratch
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

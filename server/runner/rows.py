@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.sampling_rows import LogitEdits, SamplingRows
-from server.runner.batch import NewBlocks, NewRow
+from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows, mask_words
+from server.runner.batch import NewBlocks, NewRow, RowMask
 from server.sequence import SamplingParams
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -82,6 +82,10 @@ class Rows:
             seed=np.zeros(max_num_seqs, np.int64),
             **{name: np.zeros(max_num_seqs, dtype) for name, dtype in PARAMS_TYPES.items()},
         )
+        self.masks = RowMasks(
+            has_mask=np.zeros(max_num_seqs, np.int32),
+            words=np.zeros((max_num_seqs, mask_words(vocab_size)), np.int32),
+        )
 
     def fill(self, new: NewRow) -> None:
         row, params = new.row, new.params
@@ -95,6 +99,7 @@ class Rows:
             getattr(self.sampling, name)[row] = bounded(
                 name, getattr(params, name), self._vocab_size
             )
+        self.masks.has_mask[row] = 0
         self._edits.pop(row, None)
         if params.logit_bias or params.min_tokens:
             self._edits[row] = RowEdits(params, new.num_prompt_tokens, self._vocab_size)
@@ -102,6 +107,10 @@ class Rows:
     def write_blocks(self, new: NewBlocks) -> None:
         end = new.start + len(new.block_ids)
         self.block_tables[new.row, new.start : end] = new.block_ids
+
+    def write_mask(self, mask: RowMask) -> None:
+        self.masks.words[mask.row] = np.frombuffer(mask.allowed, "<i4")
+        self.masks.has_mask[mask.row] = 1
 
     def append(self, row_ids: Array, token_ids: Array) -> None:
         """One sampled token to each of the rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import tiktoken
 
@@ -20,6 +21,22 @@ class Vocabulary:
     special_tokens: Mapping[str, int]
     bos_token_id: int | None
     eos_token_id: int | None
+
+
+class PackedIds:
+    """The ids of a long text: their number is known before they are objects."""
+
+    def __init__(self, ranks: memoryview, ids: list[int] | None) -> None:
+        self._ranks = ranks
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def last(self, num_ids: int) -> list[int]:
+        """At most so many of them, from the end."""
+        ranks = self._ranks[-num_ids:].tolist()
+        return ranks if self._ids is None else [self._ids[rank] for rank in ranks]
 
 
 class Tokenizer:
@@ -44,6 +61,16 @@ class Tokenizer:
         self._ids = _ids_by_rank(vocabulary)
         self._encoding = _encoding(vocabulary)
 
+    @cached_property
+    def spelled_bytes(self) -> list[bytes]:
+        """As `text_bytes`, with special tokens as they are spelled."""
+        return [raw or b"" for raw in self._token_bytes]
+
+    @cached_property
+    def spelled_texts(self) -> list[str | None]:
+        """As `whole_texts`, with special tokens as they are spelled."""
+        return [_whole_text(raw) for raw in self.spelled_bytes]
+
     def encode(self, text: str, *, with_special: bool = False) -> list[int]:
         """The ids of `text`. What spells a special token is text, unless `with_special`.
 
@@ -55,6 +82,17 @@ class Tokenizer:
             ranks = self._encoding.encode_ordinary(text)
         ids = self._ids
         return ranks if ids is None else [ids[rank] for rank in ranks]
+
+    def encode_packed(self, text: str) -> PackedIds:
+        """As `encode`, without an object for each id: making half a million of them would hold up every
+        other thread for tens of milliseconds."""
+        core = self._encoding._core_bpe
+        try:
+            buffer = core.encode_to_tiktoken_buffer(text, set())
+        except UnicodeEncodeError:  # lone surrogates, as tiktoken itself treats them
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            buffer = core.encode_to_tiktoken_buffer(text, set())
+        return PackedIds(memoryview(buffer).cast("B").cast("I"), self._ids)
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the text; special tokens add none."""

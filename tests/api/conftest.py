@@ -86,11 +86,7 @@ def base_url(engine_client: EngineClient, tokenizer: Tokenizer) -> Iterator[str]
 @pytest.fixture
 def engine(shared_engine: FakeEngine) -> FakeEngine:
     """Fresh books for each test; the process behind is shared."""
-    shared_engine.submitted.clear()
-    shared_engine.aborted.clear()
-    shared_engine.num_cached_tokens = 0
-    shared_engine.tokens_per_step = 1
-    shared_engine.script = lambda _: [ord(c) for c in "abcdefghijklmnopqrstuvwxyz"] + [EOS]
+    shared_engine.reset(lambda _: [ord(c) for c in "abcdefghijklmnopqrstuvwxyz"] + [EOS])
     return shared_engine
 
 

@@ -75,3 +75,24 @@ def test_a_finished_request_aborts_nothing(client: httpx.Client, engine: FakeEng
         client.post("/v1/completions", json={"prompt": "a", "stream": is_stream})
     assert client.get("/health").status_code == 200
     assert engine.aborted == []
+
+
+def test_a_slow_reader_holds_up_nobody_and_gets_all(
+    base_url: str, client: httpx.Client, engine: FakeEngine
+) -> None:
+    """Its events stay in the server, within what max_tokens allows, and come joined."""
+    engine.script = lambda request: [97 + request.choice % 26] * 200
+    fields = {"max_tokens": 200, "n": 60, "logprobs": 20, "stream": True}
+    slow = connect(base_url, **fields)
+    received = bytearray(slow.recv(1 << 12))
+    wait_until(lambda: engine.num_running == 0)  # the engine did not wait for it
+    assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+    while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+        received += slow.recv(1 << 20)
+    slow.close()
+    lines = [line for line in received.split(b"\n") if line.startswith(b"data: {")]
+    choices = [msgspec.json.decode(line[6:])["choices"][0] for line in lines]
+    texts = ["".join(c["text"] for c in choices if c["index"] == index) for index in range(60)]
+    assert texts == [chr(97 + index % 26) * 200 for index in range(60)]
+    assert max(len(choice["text"]) for choice in choices) > 1
+    assert engine.aborted == []

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from server.api.body import MAX_BODY_BYTES
-from server.api.protocol import EXPECTED, NOT_BUILT, CompletionRequest
-from tests.api.conftest import HOLE
+from server.api.expected import EXPECTED, NOT_SUPPORTED
+from server.api.protocol import CompletionRequest
+from tests.api.conftest import EOS, HOLE
 from tests.api.fake_engine import FakeEngine
 
 
@@ -96,21 +97,51 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("echo", "true"),
     ("stream", "true"),
     ("stream_options", {"include_usage": True}),  # without stream
-    ("best_of", 2),
-    ("prompt_logprobs", 1),
+    ("best_of", 0),
+    ("best_of", 129),
+    ("best_of", 1.0),
+    ("prompt_logprobs", -1),
+    ("prompt_logprobs", 21),
+    ("prompt_logprobs", True),
     ("suffix", "x"),
-    ("response_format", {"type": "json_object"}),
-    ("structured_outputs", {"regex": "a"}),
-    ("truncate_prompt_tokens", 5),
-    ("skip_special_tokens", False),
-    ("spaces_between_special_tokens", False),
-    ("return_token_ids", True),
-    ("return_tokens_as_token_ids", True),
-    ("allowed_token_ids", [1]),
-    ("bad_words", ["a"]),
-    ("cache_salt", "x"),
-    ("priority", 1),
-    ("request_id", "x"),
+    ("suffix", ""),
+    ("truncate_prompt_tokens", 0),
+    ("truncate_prompt_tokens", -2),
+    ("truncate_prompt_tokens", 257),  # above max_model_len
+    ("truncate_prompt_tokens", 1.0),
+    ("skip_special_tokens", 0),
+    ("spaces_between_special_tokens", "no"),
+    ("add_special_tokens", 1),
+    ("return_token_ids", 1),
+    ("return_tokens_as_token_ids", "true"),
+    ("allowed_token_ids", []),
+    ("allowed_token_ids", [97, HOLE]),
+    ("allowed_token_ids", [384]),  # vocab_size
+    ("allowed_token_ids", [-1]),
+    ("allowed_token_ids", ["a"]),
+    ("allowed_token_ids", 97),
+    ("bad_words", "a"),
+    ("bad_words", [""]),
+    ("bad_words", ["a" * 257]),
+    ("bad_words", ["a"] * 257),
+    ("bad_words", [5]),
+    ("cache_salt", ""),
+    ("cache_salt", "a" * 257),
+    ("cache_salt", 5),
+    ("priority", 1.5),
+    ("priority", 2**31),
+    ("priority", -(2**31) - 1),
+    ("priority", True),
+    ("request_id", ""),
+    ("request_id", "a b"),
+    ("request_id", "a\n"),
+    ("request_id", "\u00e9"),
+    ("request_id", "a" * 129),
+    ("request_id", 5),
+    ("guided_json", {}),
+    ("guided_regex", "a"),
+    ("guided_choice", ["a"]),
+    ("guided_grammar", "a"),
     ("prompt_embeds", "x"),
     ("logits_processors", []),
     ("chat_template", "x"),
@@ -138,7 +169,52 @@ def test_a_bad_stream_option_is_named(client: httpx.Client, name: str) -> None:
 def test_every_field_has_a_sentence() -> None:
     ignored = {"user", "metadata", "store"}
     for name in CompletionRequest.model_fields.keys() - ignored:
-        assert name in EXPECTED or name in NOT_BUILT
+        assert (name in EXPECTED) is not (name in NOT_SUPPORTED)
+
+
+@pytest.mark.parametrize("name", ["json", "regex", "choice", "grammar"])
+def test_the_older_names_of_structured_outputs_say_the_newer_ones(
+    client: httpx.Client, name: str
+) -> None:
+    error = refuse(client, **{f"guided_{name}": "a"})
+    assert f"structured_outputs.{name}" in error["message"]
+
+
+def test_best_of_must_not_be_below_n(client: httpx.Client, engine: FakeEngine) -> None:
+    assert refuse(client, n=3, best_of=2)["param"] == "best_of"
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize("fields", [{"best_of": 2}, {"n": 2, "best_of": 3}, {"prompt_logprobs": 0}])
+def test_what_needs_the_whole_cannot_be_streamed(
+    client: httpx.Client, fields: dict[str, Any]
+) -> None:
+    assert refuse(client, stream=True, **fields)["param"] in fields
+
+
+def test_min_tokens_must_not_forbid_all_that_is_allowed(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    fields = {"allowed_token_ids": [EOS, 97], "stop_token_ids": [97]}
+    assert refuse(client, min_tokens=1, **fields)["param"] == "allowed_token_ids"
+    assert engine.submitted == []
+    response = client.post("/v1/completions", json={"prompt": "Hi", **fields})
+    assert response.status_code == 200
+
+
+def test_the_parameters_of_many_choices_are_bounded(
+    client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.planning.MAX_PARAMETER_BYTES", 6 * 4 * 50)
+    fields = {"prompt": ["a", "b"], "n": 3}
+    ids = list(range(51))
+    assert refuse(client, allowed_token_ids=ids, **fields)["param"] == "allowed_token_ids"
+    assert refuse(client, bad_words=["a" * 51], **fields)["param"] == "bad_words"
+    grammar = {"grammar": "root ::= " + "a" * 200}
+    assert "grammar" in refuse(client, structured_outputs=grammar, **fields)["message"]
+    assert engine.submitted == []
+    response = client.post("/v1/completions", json={"allowed_token_ids": ids[:50], **fields})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("name", ["user", "metadata", "store"])
@@ -219,7 +295,7 @@ def test_another_model_is_a_404(client: httpx.Client) -> None:
 
 def test_routes_and_methods_that_are_not_there(client: httpx.Client) -> None:
     error_of(client.get("/nothing"), 404)
-    error_of(client.post("/tokenize", json={}), 404)
+    error_of(client.post("/v1/embeddings", json={}), 404)
     error_of(client.post("/v1/completions/", json={"prompt": "a"}), 404)  # and no redirect
     response = client.get("/v1/completions")
     error_of(response, 405)

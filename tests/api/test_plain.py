@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from server.tokenizer import Tokenizer
+from server.tokenizer.encoding import PackedIds
 from tests.api.conftest import EOS, MODEL, wait_until, word
 from tests.api.fake_engine import FakeEngine
 
@@ -194,13 +195,13 @@ def test_a_long_prompt_is_encoded_off_the_loop_alike(
 ) -> None:
     monkeypatch.setattr("server.api.planning._OFF_LOOP_CHARS", 10)
     encoded_in: list[int] = []
-    encode = Tokenizer.encode
+    encode_packed = Tokenizer.encode_packed
 
-    def recording(self: Tokenizer, text: str) -> list[int]:
+    def recording(self: Tokenizer, text: str) -> PackedIds:
         encoded_in.append(threading.get_ident())
-        return encode(self, text)
+        return encode_packed(self, text)
 
-    monkeypatch.setattr(Tokenizer, "encode", recording)
+    monkeypatch.setattr(Tokenizer, "encode_packed", recording)
     complete(client, prompt="a")  # a short one is encoded where the loop runs
     complete(client, prompt="a" * 200)
     assert engine.submitted[1].prompt_ids == [97] * 200

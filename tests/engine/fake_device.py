@@ -10,12 +10,13 @@ without the host's doing.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch, StepResult
-from server.sequence import SamplingParams, TokenLogprobs
+from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch, StepResult
+from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
 from tests.engine.fake_graphs import FakeGraphs
 
 _ROOT = 0x5EED
@@ -48,6 +49,7 @@ class Row:
     choice: int
     params: SamplingParams
     block_ids: list[int] = field(default_factory=list)
+    mask: int | None = None  # None: every id may be drawn
     num_computed_tokens: int | None = None  # None: the row's first step says where it starts
 
 
@@ -104,6 +106,8 @@ class FakeDevice:
             self._fill_row(new_row)
         for new_blocks in batch.new_blocks:
             self._extend_table(new_blocks)
+        for mask in batch.masks:
+            self._set_mask(mask)
         self._check_batch(batch)
         self._poison_new_blocks(batch)
         if all(self._is_decode(scheduled) for scheduled in batch.scheduled):
@@ -132,6 +136,12 @@ class FakeDevice:
         _require(all(0 <= b < self.num_blocks for b in new.block_ids), "block id out of range")
         block_ids += new.block_ids
 
+    def _set_mask(self, new: RowMask) -> None:
+        _require(len(new.allowed) == -(-self.vocab_size // 32) * 4, "a mask of another size")
+        mask = int.from_bytes(new.allowed, "little")
+        _require(0 < mask < 1 << self.vocab_size, "a mask without a bit, or with one too many")
+        self.rows[new.row].mask = mask
+
     def _check_batch(self, batch: StepBatch) -> None:
         rows = [scheduled.row for scheduled in batch.scheduled]
         _require(len(rows) == len(set(rows)) > 0, "each row once")
@@ -152,6 +162,7 @@ class FakeDevice:
         """What a new row has computed already lies in shared blocks; all others are its own."""
         starts = {scheduled.row: scheduled.num_computed_tokens for scheduled in batch.scheduled}
         for new in batch.new_blocks:
+            _require(new.row in starts, "blocks for a row that is not in the step")
             _require(starts[new.row] % self.block_size == 0, "blocks are shared whole")
             first_own = max(starts[new.row] // self.block_size - new.start, 0)
             for block_id in new.block_ids[first_own:]:
@@ -202,9 +213,8 @@ class FakeDevice:
         row.num_computed_tokens = end
         if row.params.prompt_logprobs is not None and start < row.num_prompt_tokens - 1:
             positions = range(start + 1, min(end, row.num_prompt_tokens - 1) + 1)
-            result.prompt_logprobs[scheduled.row] = [
-                _logprobs(digests[p - 1], row.token_ids[p]) for p in positions
-            ]
+            found = [_logprobs(digests[p - 1], row.token_ids[p]) for p in positions]
+            result.prompt_logprobs[scheduled.row] = _packed(positions.start, found)
         if scheduled.is_sampling:
             token_id = self._draw(row, digests[-1])
             row.token_ids.append(token_id)
@@ -231,7 +241,8 @@ class FakeDevice:
         masked: set[int] = set()
         if position - row.num_prompt_tokens < params.min_tokens:
             masked = {*params.stop_token_ids, params.eos_token_id or -1}
-        allowed = [t for t in range(self.vocab_size) if t not in masked]
+        mask = (1 << self.vocab_size) - 1 if row.mask is None else row.mask
+        allowed = [t for t in range(self.vocab_size) if mask >> t & 1 and t not in masked]
         return allowed[hash((digest, params.seed, row.choice, position)) % len(allowed)]
 
     def _slot(self, row: Row, position: int) -> int:
@@ -245,7 +256,20 @@ def _span(scheduled: ScheduledRow) -> tuple[int, int]:
 
 
 def _logprobs(digest: int, token_id: int) -> TokenLogprobs:
-    return TokenLogprobs(-(hash((digest, token_id)) % 9973) / 997, [token_id], [0.0])
+    return TokenLogprobs(-(hash((digest, token_id)) % 9973) / 997, token_id + 1, [token_id], [0.0])
+
+
+def _packed(start: int, found: list[TokenLogprobs]) -> PromptLogprobs:
+    """One top id each."""
+    return PromptLogprobs(
+        seq_id=0,
+        start=start,
+        num_top=1,
+        logprobs=array("f", [entry.logprob for entry in found]).tobytes(),
+        ranks=array("i", [entry.rank for entry in found]).tobytes(),
+        top_ids=array("i", [entry.top_ids[0] for entry in found]).tobytes(),
+        top_logprobs=array("f", [entry.top_logprobs[0] for entry in found]).tobytes(),
+    )
 
 
 def _require(condition: bool, what: str) -> None:

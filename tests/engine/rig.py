@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -12,8 +14,18 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_state import SequenceKey
 from server.runner.batch import ScheduledRow
-from server.sequence import FirstOutput, SamplingParams, SequenceRequest, TokenLogprobs
+from server.sequence import (
+    FirstOutput,
+    Grammar,
+    PromptLogprobs,
+    SamplingParams,
+    SequenceFailure,
+    SequenceOutput,
+    SequenceRequest,
+    TokenLogprobs,
+)
 from tests.engine.fake_device import FakeDevice
+from tests.engine.fake_grammars import FakeGrammars
 
 VOCAB_SIZE = 8
 
@@ -27,17 +39,45 @@ class Text:
     finish_reason: str | None = None
     stop_token_id: int | None = None
     first: FirstOutput | None = None
+    prompt_ids: list[int] = field(
+        default_factory=list
+    )  # those whose logprobs came, from the second on
+    prompt_logprobs: bytes = b""
+    failure: str | None = None
 
     def same_bytes(self) -> tuple[object, ...]:
         """All that may not depend on what else was running."""
-        prompt_logprobs = self.first.prompt_logprobs if self.first else None
         return (
             self.token_ids,
             self.logprobs,
             self.finish_reason,
             self.stop_token_id,
-            prompt_logprobs,
+            self.prompt_logprobs,
+            self.failure,
         )
+
+    @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None or self.failure is not None
+
+    def add(self, output: SequenceOutput) -> None:
+        assert not self.has_ended, "an output after the last one"
+        assert (output.first is None) == (self.first is not None), "one first output, first"
+        self.first = self.first or output.first
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs or []
+        self.finish_reason = output.finish_reason
+        self.stop_token_id = output.stop_token_id
+
+    def add_prompt(self, chunk: PromptLogprobs) -> None:
+        assert self.first is None, "prompt logprobs behind a token"
+        assert chunk.start == len(self.prompt_ids) + 1, "a position twice or left out"
+        self.prompt_ids += array("i", chunk.top_ids)
+        self.prompt_logprobs += chunk.logprobs
+
+    def fail(self, failure: SequenceFailure) -> None:
+        assert not self.has_ended, "a failure after the end"
+        self.failure = failure.kind
 
 
 @dataclass(frozen=True)
@@ -66,7 +106,12 @@ class Parts:
 
 class Rig:
     def __init__(
-        self, size: Size | None = None, parts: Parts | None = None, *, is_checking: bool = True
+        self,
+        size: Size | None = None,
+        parts: Parts | None = None,
+        *,
+        is_checking: bool = True,
+        mask_delay: Callable[[], int] = lambda: 0,
     ) -> None:
         self.size = size = size or Size()
         self.is_checking = is_checking
@@ -88,7 +133,8 @@ class Rig:
             vocab_size=VOCAB_SIZE,
             max_steps_in_flight=size.max_steps_in_flight,
         )
-        self.engine = parts.engine(self.scheduler, self.device, VOCAB_SIZE)
+        self.grammars = FakeGrammars(mask_delay)
+        self.engine = parts.engine(self.scheduler, self.device, VOCAB_SIZE, grammars=self.grammars)
         self.requests: dict[SequenceKey, SequenceRequest] = {}
         self.aborted: set[SequenceKey] = set()
         self.texts: defaultdict[SequenceKey, Text] = defaultdict(Text)
@@ -110,18 +156,19 @@ class Rig:
         self.aborted |= {key for key in self.requests if key[0] == owner}
 
     def step(self) -> None:
-        for owner, output in self.engine.step():
-            assert (owner, output.seq_id) not in self.aborted, "an output after the abort"
-            text = self.texts[owner, output.seq_id]
-            assert text.finish_reason is None, "an output after the last one"
-            assert (output.first is None) == (text.first is not None), "one first output, first"
-            text.first = text.first or output.first
-            text.token_ids += output.token_ids
-            text.logprobs += output.logprobs or []
-            text.finish_reason = output.finish_reason
-            text.stop_token_id = output.stop_token_id
+        added = self.engine.step()
+        for owner, chunk in added.prompt_logprobs:
+            self._text(owner, chunk.seq_id).add_prompt(chunk)
+        for owner, output in added.outputs:
+            self._text(owner, output.seq_id).add(output)
+        for owner, failure in added.failures:
+            self._text(owner, failure.seq_id).fail(failure)
         if self.is_checking:
             self.engine.check_integrity()
+
+    def _text(self, owner: int, seq_id: int) -> Text:
+        assert (owner, seq_id) not in self.aborted, "an output after the abort"
+        return self.texts[owner, seq_id]
 
     def steps(self, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -136,6 +183,7 @@ class Rig:
         assert not self.engine.has_work, "no progress"
         assert self.blocks.num_used == 0, "a block leaked"
         assert not self.device.in_flight, "a result was never asked for"
+        assert not self.grammars.ids, "a grammar was never closed"
 
     def evict_idle(self) -> None:
         """Nothing that no sequence holds is found again."""
@@ -149,7 +197,7 @@ class Rig:
         return [
             key
             for key, text in self.texts.items()
-            if text.finish_reason is not None
+            if text.has_ended
             and text.same_bytes() != solo(self.requests[key], self.size.max_model_len).same_bytes()
         ]
 
@@ -170,6 +218,10 @@ def request(
     stop: tuple[int, ...] = (),
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    allowed: tuple[int, ...] | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
+    grammar: str | None = None,
+    priority: int = 0,
 ) -> SequenceRequest:
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -179,19 +231,36 @@ def request(
         stop_token_ids=stop,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        allowed_token_ids=allowed,
+        bad_words=bad_words,
     )
-    return SequenceRequest(seq_id, [1, 2, 3] if prompt is None else prompt, choice, params, salt)
+    return SequenceRequest(
+        seq_id,
+        [1, 2, 3] if prompt is None else prompt,
+        choice,
+        params,
+        salt,
+        priority,
+        None if grammar is None else Grammar("regex", grammar),
+    )
 
 
 def solo(wanted: SequenceRequest, max_model_len: int = 64) -> Text:
     """Alone on a fresh, large engine: nothing shared, nothing preempted, the prompt in one chunk."""
-    return _solo(tuple(wanted.prompt_ids), wanted.choice, wanted.params, max_model_len)
+    prompt = tuple(wanted.prompt_ids)
+    return _solo(prompt, wanted.choice, wanted.params, wanted.grammar, max_model_len)
 
 
 @lru_cache(maxsize=10_000)
-def _solo(prompt: tuple[int, ...], choice: int, params: SamplingParams, max_model_len: int) -> Text:
+def _solo(
+    prompt: tuple[int, ...],
+    choice: int,
+    params: SamplingParams,
+    grammar: Grammar | None,
+    max_model_len: int,
+) -> Text:
     size = Size(64, 16, 1, 1024, max_model_len)
     rig = Rig(size)
-    rig.submit(SequenceRequest(0, list(prompt), choice, params))
+    rig.submit(SequenceRequest(0, list(prompt), choice, params, grammar=grammar))
     rig.run()
     return rig.text()

@@ -13,7 +13,7 @@ LONG = [1, 2, 3, 4, 5] * 5
 
 def test_an_idle_engine_steps_without_a_device() -> None:
     rig = Rig()
-    assert rig.engine.step() == []
+    assert rig.engine.step() == ([], [], [])
     assert rig.device.batches == []
     assert not rig.engine.has_work
 
@@ -21,7 +21,7 @@ def test_an_idle_engine_steps_without_a_device() -> None:
 def test_every_token_is_an_output_of_its_own_step() -> None:
     rig = Rig()
     rig.submit(request(max_tokens=3))
-    outputs = [rig.engine.step() for _ in range(3)]
+    outputs = [rig.engine.step().outputs for _ in range(3)]
     assert [len(step) for step in outputs] == [1, 1, 1]
     assert [output.finish_reason for ((_, output),) in outputs] == [None, None, "length"]
     assert [output.first is not None for ((_, output),) in outputs] == [True, False, False]
@@ -45,10 +45,7 @@ def test_prompt_logprobs_are_one_per_prompt_token_but_the_first(
     rig = Rig(Size(max_num_seqs=1, max_num_batched_tokens=budget))
     rig.submit(request(0, LONG[:num_prompt_tokens], prompt_logprobs=0))
     rig.run()
-    first = rig.text().first
-    assert first is not None
-    assert first.prompt_logprobs is not None
-    assert [e.top_ids for e in first.prompt_logprobs] == [[t] for t in LONG[1:num_prompt_tokens]]
+    assert rig.text().prompt_ids == LONG[1:num_prompt_tokens]
     assert rig.differing() == []
 
 
@@ -134,6 +131,7 @@ def test_stats_count_what_happened() -> None:
     assert (stats.num_prompt_tokens, stats.num_generated_tokens) == (51, 4)
     assert (stats.num_cache_queries, stats.num_cache_hits) == (51, 24)
     assert stats.num_used_blocks == 7
+    assert stats.num_step_tokens == 25 + 2 + 1 + 1
 
 
 def test_the_engine_needs_no_torch() -> None:

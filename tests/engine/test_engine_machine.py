@@ -1,13 +1,16 @@
-"""Any order of submits, steps, aborts and disconnects: every text equals its solo run, nothing leaks."""
+"""Any order of submits, steps, aborts and disconnects, masks as late as you like: every text equals its
+solo run, nothing leaks."""
 
 from __future__ import annotations
+
+import random
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.errors import RequestError
-from server.sequence import SamplingParams, SequenceRequest
+from server.sequence import Grammar, SamplingParams, SequenceRequest
 from tests.engine.rig import Rig, Size
 
 OWNERS = st.integers(0, 2)
@@ -34,27 +37,53 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([(), (), (5,), (0, 5)]),
     logprobs=st.sampled_from([None, 0]),
     prompt_logprobs=st.sampled_from([None, None, 0]),
+    allowed_token_ids=st.sampled_from([None, None, None, (0, 1, 2, 5), (3,)]),
+    bad_words=st.sampled_from([(), (), (), ((2,),), ((1, 2), (0, 0), (3, 3, 3))]),
 )
 SALTS = st.sampled_from(["", "", "tenant"])
+GRAMMARS = st.sampled_from(
+    [None, None, None, "g", "h", "grammar_too_slow 2", "nothing 4", "grammar_invalid 0"]
+)
+PRIORITIES = st.sampled_from([0, 0, 0, -1, 3])
 
 
 class EngineMachine(RuleBasedStateMachine):
     max_steps_in_flight = 1
 
-    @initialize(size=SIZES)
-    def start(self, size: Size) -> None:
-        self.rig = Rig(size.with_depth(self.max_steps_in_flight))
+    @initialize(size=SIZES, seed=st.integers(0, 2**16), max_delay=st.sampled_from([0, 1, 2, 9]))
+    def start(self, size: Size, seed: int, max_delay: int) -> None:
+        rng = random.Random(seed)
+        self.rig = Rig(
+            size.with_depth(self.max_steps_in_flight), mask_delay=lambda: rng.randint(0, max_delay)
+        )
         self.num_submitted = 0
         self.aborted: dict[tuple[int, int], int] = {}
 
-    @rule(owner=OWNERS, prompt=PROMPTS, n=st.integers(1, 3), params=PARAMS, salt=SALTS)
+    @rule(
+        owner=OWNERS,
+        prompt=PROMPTS,
+        n=st.integers(1, 3),
+        params=PARAMS,
+        salt=SALTS,
+        priority=PRIORITIES,
+        source=GRAMMARS,
+    )
     def submit(
-        self, owner: int, prompt: list[int], n: int, params: SamplingParams, salt: str
+        self,
+        owner: int,
+        prompt: list[int],
+        n: int,
+        params: SamplingParams,
+        salt: str,
+        priority: int = 0,
+        source: str | None = None,
     ) -> None:
+        grammar = None if source is None else Grammar("regex", source)
         for choice in range(n):
             seq_id, self.num_submitted = self.num_submitted, self.num_submitted + 1
+            wanted = SequenceRequest(seq_id, prompt, choice, params, salt, priority, grammar)
             try:
-                self.rig.submit(SequenceRequest(seq_id, prompt, choice, params, salt), owner)
+                self.rig.submit(wanted, owner)
             except RequestError:
                 num_slots = min(len(prompt) + params.max_tokens, 30) - 1
                 size = self.rig.size
@@ -120,7 +149,7 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "rig"):
             self.rig.run()
             assert self.rig.differing() == []
-            finished = {k for k, text in self.rig.texts.items() if text.finish_reason is not None}
+            finished = {k for k, text in self.rig.texts.items() if text.has_ended}
             assert finished == set(self.rig.requests) - set(self.aborted)
 
 

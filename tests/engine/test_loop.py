@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.engine.loop import HEARTBEAT_S, EngineLoop
+from server.engine.loop import HEARTBEAT_S, MASK_WAIT_S, EngineLoop
 from server.ipc.frames import Abort, EngineInfo, StepOutput, Submit, ToApi, Welcome
 from server.ipc.server import EngineServer
 from server.ipc.wire import FrameReader, with_header
@@ -228,3 +229,57 @@ def test_a_request_survives_the_wire(world: World) -> None:
     assert first is not None
     assert solo(wanted).first == first
     assert [o.logprobs[0] for o in texts if o.logprobs] == solo(wanted).logprobs
+
+
+def test_a_mask_wakes_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While every sequence waits for one, the loop sleeps on its descriptor."""
+    client = world.connect()
+    reader, writer = os.pipe()
+    world.server.watch(reader)
+    world.rig.grammars._delay = lambda: 1
+    client.send(Submit([request(0, max_tokens=2, grammar="g")]))
+    world.turns(1)
+    timeouts_s: list[float] = []
+    poll = world.server.poll
+
+    def note(timeout_s: float) -> object:
+        timeouts_s.append(timeout_s)
+        os.write(writer, b"!")
+        events = poll(60.0)  # it returns at once, with nothing of an api
+        os.read(reader, 1)
+        return events
+
+    monkeypatch.setattr(world.server, "poll", note)
+    world.turns(3)
+    assert timeouts_s == [MASK_WAIT_S] * 3
+    assert len(tokens(client.receive(), 0)) == 2
+    os.close(writer)
+    os.close(reader)
+
+
+def test_a_failure_reaches_its_api(world: World) -> None:
+    a, b = world.connect(), world.connect()
+    a.send(Submit([request(0, grammar="grammar_invalid 0")]))
+    b.send(Submit([request(0, max_tokens=3)]))
+    world.turns(4)
+    failures = [f for frame in a.receive() if isinstance(frame, StepOutput) for f in frame.failures]
+    assert failures == [(0, "grammar_invalid")]
+    assert len(tokens(b.receive(), 0)) == 3
+
+
+def test_prompt_logprobs_too_large_for_a_frame_come_in_several(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.ipc.server.MAX_FRAME_BYTES", 150)
+    client = world.connect()
+    wanted = request(0, [1, 2, 3, 4, 5, 6, 7] * 4, max_tokens=2, prompt_logprobs=0)
+    client.send(Submit([wanted]))
+    world.turns(3)
+    frames = [frame for frame in client.receive() if isinstance(frame, StepOutput)]
+    chunks = [chunk for frame in frames for chunk in frame.prompt_logprobs]
+    assert len(chunks) > 2
+    assert chunks[0].start == 1
+    assert b"".join(chunk.logprobs for chunk in chunks) == solo(wanted).prompt_logprobs
+    first = next(i for i, frame in enumerate(frames) if frame.outputs)
+    assert not any(frame.prompt_logprobs for frame in frames[first:])
+    assert len(tokens(frames, 0)) == 2  # type: ignore[arg-type]

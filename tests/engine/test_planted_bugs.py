@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import pytest
 
 from server.engine.block_manager import BlockManager
-from server.engine.engine import Engine, Output
+from server.engine.engine import Added, Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import ScheduledStep, Scheduler
-from server.engine.sequence_state import SequenceKey, SequenceState
+from server.engine.sequence_state import SequenceState
 from server.runner.batch import ScheduledRow, StepBatch, StepResult
 from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_graphs import FakeGraphs
@@ -93,11 +93,12 @@ class FreesTwice(BlockManager):
 
 
 class ReplaysGeneratedAsPrompt(Scheduler):
-    def _admit(self, batch: StepBatch, budget: int) -> None:
-        super()._admit(batch, budget)
+    def _admit(self, batch: StepBatch, budget: int) -> int:
+        budget = super()._admit(batch, budget)
         batch.new_rows = [
             row._replace(num_prompt_tokens=len(row.token_ids)) for row in batch.new_rows
         ]
+        return budget
 
 
 class ReplaysWithoutItsTokens(Scheduler):
@@ -115,12 +116,10 @@ class KeepsComputedCount(Scheduler):
         return is_allocated
 
 
-class KeepsPromptLogprobsTwice(Engine):
-    @staticmethod
-    def _keep_prompt_logprobs(step: ScheduledStep, result: StepResult) -> None:
-        for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
-            if not seq.is_first_sent:
-                seq.prompt_logprobs += result.prompt_logprobs.get(row.row, [])
+class SendsPromptLogprobsTwice(Scheduler):
+    def _preempt(self, seq: SequenceState) -> None:
+        super()._preempt(seq)
+        seq.next_logprob = 1
 
 
 class PreemptsWithoutFreeing(Scheduler):
@@ -132,10 +131,11 @@ class PreemptsWithoutFreeing(Scheduler):
 
 
 class GivesOneRowTwice(Scheduler):
-    def _admit(self, batch: StepBatch, budget: int) -> None:
-        super()._admit(batch, budget)
+    def _admit(self, batch: StepBatch, budget: int) -> int:
+        budget = super()._admit(batch, budget)
         if len(self.running) == 3:
             self._free_rows.append(self.running[0].row)
+        return budget
 
 
 class LeavesStalePadding(FakeDevice):
@@ -220,35 +220,35 @@ class LosesTokensOfThePreempted(Scheduler):
         return is_allocated
 
 
-class EmitsBehindTheAbort(Scheduler):
+class EmitsBehindTheAbort(Engine):
     """(e) What is in flight for the aborted goes out."""
 
-    def abort(self, key: SequenceKey) -> None:
-        seq = self.sequences.get(key)
-        super().abort(key)
+    def abort(self, seq_id: int, owner: int = 0) -> None:
+        seq = self._scheduler.sequences.get((owner, seq_id))
+        super().abort(seq_id, owner)
         if seq is not None:
             seq.has_ended = False
 
-    def end(self, ended: list[SequenceState]) -> None:
-        super().end([seq for seq in ended if seq.key in self.sequences])
+    def _end(self, ended: list[SequenceState]) -> None:
+        super()._end([seq for seq in ended if seq.key in self._scheduler.sequences])
 
 
 class MatchesResultsByRow(Engine):
     """(e) A result goes to whoever has the row when it arrives."""
 
-    def _collect(self, step: ScheduledStep, result: StepResult) -> list[Output]:
+    def _collect(self, step: ScheduledStep, result: StepResult) -> Added:
         holders = {seq.row: seq for seq in self._scheduler.running}
         pairs = zip(step.batch.scheduled, step.sequences, strict=True)
         sequences = [holders.get(row.row, seq) for row, seq in pairs]
         return super()._collect(ScheduledStep(step.batch, sequences), result)
 
 
-class ForgetsPromptLogprobs(Scheduler):
-    """(f) The preempted lose what has arrived, while the rest is in flight."""
+class SkipsPromptLogprobs(Scheduler):
+    """(f) The preempted lose what is in flight: it is taken for sent."""
 
     def _preempt(self, seq: SequenceState) -> None:
+        seq.next_logprob = max(seq.next_logprob, seq.num_computed_tokens + 1)
         super()._preempt(seq)
-        seq.prompt_logprobs = []
 
 
 BUGS = [
@@ -265,7 +265,7 @@ BUGS = [
     Parts(scheduler=ReplaysGeneratedAsPrompt),
     Parts(scheduler=ReplaysWithoutItsTokens),
     Parts(scheduler=KeepsComputedCount),
-    Parts(engine=KeepsPromptLogprobsTwice),
+    Parts(scheduler=SendsPromptLogprobsTwice),
     Parts(scheduler=PreemptsWithoutFreeing),
     Parts(scheduler=GivesOneRowTwice),
     Parts(device=LeavesStalePadding),
@@ -280,9 +280,9 @@ OVERLAP_BUGS = [
     (Parts(scheduler=ForgetsTheTokenInFlight), 2),
     (Parts(scheduler=ReadmitsBeforeItsTokens), 3),
     (Parts(scheduler=LosesTokensOfThePreempted), 2),
-    (Parts(scheduler=EmitsBehindTheAbort), 2),
+    (Parts(engine=EmitsBehindTheAbort), 2),
     (Parts(engine=MatchesResultsByRow), 2),
-    (Parts(scheduler=ForgetsPromptLogprobs), 2),
+    (Parts(scheduler=SkipsPromptLogprobs), 2),
 ]
 
 

@@ -68,7 +68,7 @@ def test_out_of_blocks_the_newest_makes_room() -> None:
         rig.submit(request(seq_id, prompt_of(2 * seq_id, 8), max_tokens=8))
     rig.steps(2)
     assert [seq.seq_id for seq in rig.scheduler.running] == [0, 1]
-    assert [seq.seq_id for seq in rig.scheduler.waiting.values()] == [2]
+    assert [seq.seq_id for seq in rig.scheduler.waiting] == [2]
     assert rig.engine.stats().num_preemptions == 1
     rig.run()
     assert [key[1] for key in rig.texts] == [0, 1, 2]
@@ -82,8 +82,8 @@ def test_the_preempted_come_back_in_order_of_arrival_before_the_new() -> None:
     rig.step()
     rig.submit(request(4, [4]))
     for _ in range(2):
-        rig.scheduler._preempt(rig.scheduler._newest_preemptible())
-    assert [seq.seq_id for seq in rig.scheduler.waiting.values()] == [2, 3, 4]
+        rig.scheduler._preempt(rig.scheduler._last_preemptible())
+    assert [seq.seq_id for seq in rig.scheduler.waiting] == [2, 3, 4]
     rig.run()
     assert rig.differing() == []
 

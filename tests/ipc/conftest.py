@@ -21,7 +21,7 @@ INFO = EngineInfo(
     dtype="float32",
     system_fingerprint="fp_test",
 )
-STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9)
+STATS = EngineStats(*range(1, 11))
 
 
 def sequence(seq_id: int) -> SequenceRequest:

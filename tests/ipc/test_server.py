@@ -13,7 +13,13 @@ import pytest
 from server.ipc.frames import Abort, StepOutput, Submit, ToApi, ToEngine, Welcome
 from server.ipc.server import EngineServer, Event
 from server.ipc.wire import MAX_FRAME_BYTES, FrameReader, with_header
-from server.sequence import FirstOutput, SequenceOutput, TokenLogprobs
+from server.sequence import (
+    FirstOutput,
+    PromptLogprobs,
+    SequenceFailure,
+    SequenceOutput,
+    TokenLogprobs,
+)
 from tests.ipc.conftest import INFO, STATS, sequence
 
 
@@ -96,9 +102,10 @@ def test_frames_go_both_ways_unchanged(server: EngineServer, connect: Callable[[
     peer.send(submit)
     peer.send(abort)
     assert poll_until(server, 2) == [(0, submit), (0, abort)]
-    logprobs = TokenLogprobs(-0.1, [7, 9], [-0.1, float("-inf")])
-    first = FirstOutput(16, [logprobs])
-    step = StepOutput([SequenceOutput(1, [7], [logprobs], "stop", 7, first)], STATS)
+    logprobs = TokenLogprobs(-0.1, 1, [7, 9], [-0.1, float("-inf")])
+    output = SequenceOutput(1, [7], [logprobs], "stop", 7, FirstOutput(16, 0.25))
+    chunk = PromptLogprobs(1, 3, 0, b"\0\0\x80\xbf", b"\1\0\0\0", b"", b"")
+    step = StepOutput([output], STATS, [chunk], [SequenceFailure(2, "internal")])
     server.send(0, step)
     assert peer.receive() == step
 

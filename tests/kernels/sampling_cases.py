@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernels.sampling_rows import LogitEdits, SamplingRows
+from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows, mask_words
 
 _DEFAULTS: dict[str, tuple[float, Any]] = {
     "num_tokens": (40, np.int32),
@@ -46,6 +47,21 @@ def make_edits(*rows: dict[int, float]) -> LogitEdits:
 
 def no_edits(num_rows: int) -> LogitEdits:
     return make_edits(*({} for _ in range(num_rows)))
+
+
+def make_masks(vocab_size: int, *rows: Iterable[int] | None) -> RowMasks:
+    """Of each row the ids that it may draw; None: no mask. What such a row's words hold is garbage."""
+    words = np.full((len(rows), mask_words(vocab_size)), 0x5A5A5A5A, np.int32)
+    for row, allowed in enumerate(rows):
+        if allowed is not None:
+            bits = np.zeros(32 * mask_words(vocab_size), np.uint8)
+            bits[list(allowed)] = 1
+            words[row] = np.packbits(bits, bitorder="little").view(np.int32)
+    return RowMasks(np.array([allowed is not None for allowed in rows], np.int32), words)
+
+
+def no_masks(num_rows: int, vocab_size: int) -> RowMasks:
+    return make_masks(vocab_size, *(None for _ in range(num_rows)))
 
 
 def no_mask(vocab_size: int) -> Any:

@@ -12,9 +12,11 @@ from kernels import reference_sampler
 from kernels.cpu.sampler import gumbel_noise, sample
 from tests.kernels.sampling_cases import (
     make_edits,
+    make_masks,
     make_rows,
     no_edits,
     no_mask,
+    no_masks,
     random_logits,
     row_ids,
     to_tensors,
@@ -38,7 +40,13 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(logits: Any, mask: Any | None = None, edits: Any | None = None, **params: Any) -> Any:
+def draw(
+    logits: Any,
+    mask: Any | None = None,
+    edits: Any | None = None,
+    masks: Any | None = None,
+    **params: Any,
+) -> Any:
     num_rows, vocab_size = logits.shape
     return sample(
         logits,
@@ -46,6 +54,7 @@ def draw(logits: Any, mask: Any | None = None, edits: Any | None = None, **param
         row_ids(num_rows),
         make_rows(num_rows, vocab_size, **params),
         no_edits(num_rows) if edits is None else edits,
+        no_masks(num_rows, vocab_size) if masks is None else masks,
     )
 
 
@@ -58,14 +67,18 @@ def test_equals_the_reference(name: str, vocab_size: int) -> None:
     rows = make_rows(num_rows, vocab_size, **PARAMS[name])
     rows.num_tokens[:] = 30 + np.arange(num_rows)
     edits = make_edits(*({i % vocab_size: 2.5, 0: -np.inf} for i in range(num_rows)))
+    allowed = [None if i % 3 == 0 else range(i % 2, vocab_size, i + 1) for i in range(num_rows)]
+    masks = make_masks(vocab_size, *allowed)
     expected = reference_sampler.sample(
         torch.from_numpy(logits),
         torch.from_numpy(mask),
         torch.from_numpy(row_ids(num_rows)),
         to_tensors(rows),
         to_tensors(edits),
+        to_tensors(masks),
     )
-    assert sample(logits, mask, row_ids(num_rows), rows, edits).tolist() == expected.tolist()
+    drawn = sample(logits, mask, row_ids(num_rows), rows, edits, masks)
+    assert drawn.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("params", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.9}, {"top_k": 5}])
@@ -172,18 +185,19 @@ def test_a_row_does_not_depend_on_its_batch_or_the_threads() -> None:
         temperature=np.arange(num_rows) % 4 * 0.6,
         repetition_penalty=1 + np.arange(num_rows) % 2 * 0.3,
     )
-    together = sample(logits, no_mask(vocab_size), row_ids(num_rows), rows, no_edits(num_rows))
+    allowed = [range(i, vocab_size, 3) if i % 4 == 1 else None for i in range(num_rows)]
+    masks = make_masks(vocab_size, *allowed)
+    mask, ids = no_mask(vocab_size), row_ids(num_rows)
+    together = sample(logits, mask, ids, rows, no_edits(num_rows), masks)
     alone = [
-        sample(
-            logits[i : i + 1], no_mask(vocab_size), row_ids(num_rows)[i : i + 1], rows, no_edits(1)
-        )
+        sample(logits[i : i + 1], mask, ids[i : i + 1], rows, no_edits(1), masks)
         for i in range(num_rows)
     ]
     assert together.tolist() == [int(token[0]) for token in alone]
     num_threads = get_num_threads()
     set_num_threads(1)
     try:
-        single = sample(logits, no_mask(vocab_size), row_ids(num_rows), rows, no_edits(num_rows))
+        single = sample(logits, mask, ids, rows, no_edits(num_rows), masks)
     finally:
         set_num_threads(num_threads)
     assert single.tolist() == together.tolist()
@@ -221,3 +235,59 @@ def test_bans_beat_any_bias() -> None:
     assert draw(logits, edits=edits, temperature=0.0)[0] == 7
     banned = make_edits({7: -np.inf, 9: 90.0})
     assert draw(logits, edits=banned, temperature=0.0)[0] == 9
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 64, 1000])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_ids_are_drawn(vocab_size: int, temperature: float) -> None:
+    """One id, at each place of the words' borders: nothing else is drawn, whatever bias it has."""
+    places = sorted({0, 30, 31, 32, 33, 63, 64, 998, vocab_size - 1} & set(range(vocab_size)))
+    num_rows = len(places)
+    edits = make_edits(*({(place + 1) % vocab_size: 100.0} for place in places))
+    masks = make_masks(vocab_size, *([place] for place in places))
+    logits = random_logits(num_rows, vocab_size)
+    drawn = draw(logits, edits=edits, masks=masks, temperature=temperature)
+    assert drawn.tolist() == places
+
+
+def test_a_mask_that_allows_all_changes_nothing_and_neighbours_keep_their_draws() -> None:
+    num_rows, vocab_size = 30, 77
+    logits = random_logits(num_rows, vocab_size, scale=0.5)
+    plain = draw(logits, seed=np.arange(num_rows))
+    whole = make_masks(vocab_size, *(range(vocab_size) for _ in range(num_rows)))
+    assert draw(logits, masks=whole, seed=np.arange(num_rows)).tolist() == plain.tolist()
+    allowed = [range(40, 50) if i % 2 else None for i in range(num_rows)]
+    masks = make_masks(vocab_size, *allowed)
+    drawn = draw(logits, masks=masks, seed=np.arange(num_rows))
+    assert drawn[::2].tolist() == plain[::2].tolist()
+    assert set(drawn[1::2].tolist()) <= set(range(40, 50))
+    assert set(plain[1::2].tolist()) - set(range(40, 50))
+
+
+def test_masked_draws_follow_the_softmax_of_what_is_allowed() -> None:
+    num_draws, allowed = 8000, [3, 4, 17, 39]
+    values = random_logits(1, 40, scale=1.5)
+    masks = make_masks(40, *(allowed for _ in range(num_draws)))
+    logits = np.repeat(values, num_draws, axis=0)
+    counts = np.bincount(draw(logits, masks=masks, seed=np.arange(num_draws)), minlength=40)
+    weights = np.exp(values[0, allowed].astype(np.float64))
+    assert counts.sum() == counts[allowed].sum()
+    share = weights / weights.sum()
+    sigma = np.sqrt(share * (1 - share) * num_draws)
+    assert (np.abs(counts[allowed] - share * num_draws) < 5 * sigma).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_nothing_is_left_it_is_the_lowest_allowed_id(temperature: float) -> None:
+    """The ban of min_tokens, NaN, and the tokenizer's gaps: in this order, and the others go on."""
+    logits = random_logits(5, 50)
+    edits = make_edits({20: -np.inf, 45: -np.inf}, {}, {}, {}, {})
+    mask = no_mask(50)
+    mask[:10] = -np.inf
+    logits[1] = np.nan
+    masks = make_masks(50, [45, 20], [8, 9, 33, 47], [2, 3], None, [31, 32])
+    drawn = draw(logits, mask, edits, masks, temperature=temperature)
+    assert drawn[:3].tolist() == [20, 33, 10], "the third may draw none: the lowest that there is"
+    beside = draw(logits, mask, masks=make_masks(50, None, None, None, None, [31, 32]))
+    if temperature:
+        assert drawn[3:].tolist() == beside[3:].tolist()

@@ -50,7 +50,10 @@ class Stepper:
         decodes: list[tuple[int, int, int]],
     ) -> Tensor:
         inputs = step_inputs(prefills, decodes, self.block_tables, BLOCK_SIZE)
-        return self.gpt.logits(self.gpt.forward(inputs, self.kv_cache))
+        hidden = self.gpt.forward(inputs, self.kv_cache)
+        logits = torch.empty(len(hidden), self.gpt.config.vocab_size)
+        self.gpt.logits(hidden, logits)
+        return logits
 
 
 def random_ids(gpt: GPT, count: int, seed: int = 5) -> list[int]:

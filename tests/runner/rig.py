@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from server.engine.block_manager import BlockManager
@@ -16,7 +17,7 @@ from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.model.load import load_model
 from server.runner.cpu_runner import CpuRunner
-from server.sequence import SamplingParams, SequenceRequest, TokenLogprobs
+from server.sequence import PromptLogprobs, SamplingParams, SequenceRequest, TokenLogprobs
 
 VOCAB_SIZE = 320
 NEVER_SAMPLED = range(298, VOCAB_SIZE)
@@ -45,20 +46,42 @@ class Rig:
         """Submit all at once, run to the end; answers in the order of requests."""
         answers = {request.seq_id: Answer() for request in requests}
         for request in requests:
+            if request.params.prompt_logprobs is not None:
+                answers[request.seq_id].prompt_logprobs = []
             self.engine.submit(request)
         while self.engine.has_work:
-            for _, output in self.engine.step():
+            added = self.engine.step()
+            assert not added.failures
+            for _, chunk in added.prompt_logprobs:
+                so_far = answers[chunk.seq_id].prompt_logprobs
+                assert so_far is not None and chunk.start == len(so_far) + 1
+                so_far += unpacked(chunk)
+            for _, output in added.outputs:
                 answer = answers[output.seq_id]
                 answer.token_ids += output.token_ids
                 answer.logprobs += output.logprobs or []
                 answer.finish_reason = output.finish_reason
                 if output.first is not None:
-                    answer.prompt_logprobs = output.first.prompt_logprobs
                     self.num_cached_tokens[output.seq_id] = output.first.num_cached_tokens
         return list(answers.values())
 
     def run_alone(self, request: SequenceRequest) -> Answer:
         return self.run([request])[0]
+
+
+def unpacked(chunk: PromptLogprobs) -> list[TokenLogprobs]:
+    """One entry per prompt token."""
+    num = len(chunk.logprobs) // 4
+    return [
+        TokenLogprobs(*entry)
+        for entry in zip(
+            np.frombuffer(chunk.logprobs, "<f4").tolist(),
+            np.frombuffer(chunk.ranks, "<i4").tolist(),
+            np.frombuffer(chunk.top_ids, "<i4").reshape(num, chunk.num_top).tolist(),
+            np.frombuffer(chunk.top_logprobs, "<f4").reshape(num, chunk.num_top).tolist(),
+            strict=True,
+        )
+    ]
 
 
 def load_tiny(directory: Path, dtype: torch.dtype) -> GPT:

@@ -21,14 +21,25 @@ BF16 = torch.bfloat16
 BLOCK_BYTES = KVCache.bytes_per_block(GPT2, 16, BF16)
 
 
-def plan(available: float = 64 * GIB, dtype: torch.dtype = BF16, **config: object) -> MemoryPlan:
+def plan(
+    available: float = 64 * GIB, dtype: torch.dtype = BF16, num_threads: int = 2, **config: object
+) -> MemoryPlan:
     limits = Limits(1024, max_num_seqs=64, max_num_batched_tokens=512, block_size=16)
-    return plan_memory(EngineConfig(**config), GPT2, dtype, limits, int(available))  # type: ignore[arg-type]
+    engine_config = EngineConfig(**config)  # type: ignore[arg-type]
+    return plan_memory(engine_config, GPT2, dtype, limits, int(available), num_threads)
 
 
 def test_weights_are_counted_as_packed() -> None:
     """124,439,808 parameters; the tied head is packed once more."""
     assert weights_bytes(GPT2, torch.float32) == 4 * (124_439_808 + 50257 * 768)
+
+
+def test_the_workspace_counts_what_the_largest_step_takes() -> None:
+    """83 rows of logits; 512 tokens of activations and 20 logprobs; 64 masks; a sampler a thread."""
+    activations = 4 * 768 + 2 * (4 * 768 + 3072)
+    most = 83 * 4 * 50257 + 512 * activations + 512 * 2 * 8 * 21 + 64 * 4 * 1571
+    assert plan(num_threads=0).workspace_bytes == most
+    assert plan(num_threads=3).workspace_bytes == most + 3 * 16 * 50257
 
 
 def test_the_default_holds_every_sequence_at_full_length() -> None:

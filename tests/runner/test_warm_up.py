@@ -50,6 +50,7 @@ def test_no_kernel_is_compiled_after_the_start(
                 min_p=0.02 * (seq_id % 3),
                 frequency_penalty=0.1 * (seq_id % 2),
                 logit_bias=((5, 1.0),) if seq_id % 3 else (),
+                allowed_token_ids=tuple(range(seq_id, 290)) if seq_id % 4 == 3 else None,
                 logprobs=seq_id if seq_id % 2 else None,
                 prompt_logprobs=2 if seq_id == 5 else None,
             )

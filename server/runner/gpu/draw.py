@@ -1,7 +1,7 @@
 """From hidden rows to drawn tokens and logprobs, in buffers that are there from the start.
 
-Which launches draw a row follows from its request alone: rows with filters or logprobs have their logits
-in memory, all others are drawn inside the LM head.
+Which launches draw a row follows from its request alone: rows with filters, logprobs or a mask have their
+logits in memory, all others are drawn inside the LM head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Asked(NamedTuple):
     row: int
     first_entry: int
     num_entries: int
-    num_top: int
+    num_top: int  # no more than there are ids that can be drawn
+    start: int  # position of the token that the first entry is of; -1: the one drawn
 
 
 class Draw:
@@ -66,7 +67,7 @@ class Draw:
         """The logprobs of sampled tokens that their rows ask for."""
         num_top = self._rows.num_logprobs[runs.sampling_rows]
         return [
-            Asked(int(runs.sampling_rows[i]), i, 1, int(num_top[i]))
+            Asked(int(runs.sampling_rows[i]), i, 1, self._num_top(int(num_top[i])), -1)
             for i in np.flatnonzero(num_top >= 0).tolist()
         ]
 
@@ -103,7 +104,8 @@ class Draw:
         if has_logprobs:
             logprobs(
                 logits, sampled, self._tables, self._scratch, drawn.chosen[:num_rows],
-                drawn.top_ids[:num_rows], drawn.top_logprobs[:num_rows], row_ids,
+                drawn.ranks[:num_rows], drawn.top_ids[:num_rows], drawn.top_logprobs[:num_rows],
+                row_ids,
             )  # fmt: skip
 
     def prompt_logprobs(self, hidden: Tensor, runs: Runs) -> list[Asked]:
@@ -117,9 +119,12 @@ class Draw:
             # The last prompt position predicts a token that is not of the prompt.
             end = min(position + count, int(self._rows.num_prompt_tokens[row]) - 1)
             num_entries = end - position
+            if num_entries <= 0:
+                continue
             targets = self._rows.sampling.token_ids[row, position + 1 : end + 1]
             self._write_logprobs(hidden[first : first + num_entries], targets, entry)
-            asked.append(Asked(row, entry, num_entries, params.prompt_logprobs))
+            num_top = self._num_top(params.prompt_logprobs)
+            asked.append(Asked(row, entry, num_entries, num_top, position + 1))
             entry += num_entries
         return asked
 
@@ -133,5 +138,8 @@ class Draw:
             entries = slice(entry + begin, entry + begin + len(part))
             logprobs(
                 logits, tokens, self._tables, self._scratch, drawn.chosen[entries],
-                drawn.top_ids[entries], drawn.top_logprobs[entries],
+                drawn.ranks[entries], drawn.top_ids[entries], drawn.top_logprobs[entries],
             )  # fmt: skip
+
+    def _num_top(self, asked: int) -> int:
+        return min(asked, self._tables.num_drawable)

@@ -14,9 +14,7 @@ class DecodeKind(NamedTuple):
     """What a graph of decode rows does; steps of one kind are replays of one graph."""
 
     num_rows: int  # a bucket: with padding
-    has_logits: (
-        bool  # some rows are drawn from logits in memory: they have filters, or want logprobs
-    )
+    has_logits: bool  # some rows are drawn from logits in memory: filters, masks or logprobs
     has_logprobs: bool
 
 

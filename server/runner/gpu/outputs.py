@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from server.runner.gpu.queue import Arrival, Queue
+from server.runner.prompt_logprobs import MAX_TOP
 
-MAX_TOP = 20  # logprobs of so many top ids, and of the chosen one
 _DEPTH = 3  # one being written, one on its way, one being read
 
 
@@ -21,6 +21,7 @@ class Drawn:
 
     token_ids: Tensor  # int64 [max_num_seqs]
     chosen: Tensor  # fp32 [max_num_seqs + max_num_prompt_rows]: the logprob of the token there
+    ranks: Tensor  # int32 [as many]: its rank
     top_ids: Tensor  # int32 [as many, MAX_TOP]
     top_logprobs: Tensor  # fp32 [as many, MAX_TOP]
 
@@ -29,6 +30,7 @@ class Drawn:
         return cls(
             torch.zeros(num_rows, dtype=torch.int64, device=device),
             torch.zeros(num_entries, device=device),
+            torch.zeros(num_entries, dtype=torch.int32, device=device),
             torch.zeros(num_entries, MAX_TOP, dtype=torch.int32, device=device),
             torch.zeros(num_entries, MAX_TOP, device=device),
         )
@@ -39,6 +41,7 @@ class Drawn:
         return cls(
             queue.host_buffer(num_rows, torch.int64),
             queue.host_buffer(num_entries, torch.float32),
+            queue.host_buffer(num_entries, torch.int32),
             queue.host_buffer(num_top, torch.int32).view(-1, MAX_TOP),
             queue.host_buffer(num_top, torch.float32).view(-1, MAX_TOP),
         )
@@ -47,6 +50,7 @@ class Drawn:
         return [
             self.token_ids[:num_tokens],
             self.chosen[:num_entries],
+            self.ranks[:num_entries],
             self.top_ids[:num_entries],
             self.top_logprobs[:num_entries],
         ]

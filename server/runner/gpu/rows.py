@@ -80,6 +80,10 @@ class DeviceRows:
         begin = self._blocks + new.row * self._blocks_per_row + new.start
         self._change(begin, np.array(new.block_ids, np.int32))
 
+    def note_mask(self, row: int) -> None:
+        """The row has a mask now, which only the sampler knows how to apply."""
+        self.needs_logits[row] = True
+
     def take_changes(self) -> Array:
         """int32 [2, n]: indices into `state` and values, since the last call; indices are distinct."""
         if not self._changes:

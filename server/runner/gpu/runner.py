@@ -16,22 +16,25 @@ import numpy as np
 import torch
 
 from kernels.row_updates import apply_updates
+from kernels.sampling_rows import mask_words
 from kernels.sampling_tables import SamplingTables
 from server.config import Limits
 from server.model.device_kv_cache import DeviceKVCache
 from server.model.gpu_gpt import GpuGPT
-from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch, StepResult
+from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch, StepResult
 from server.runner.gpu.draw import Asked, Draw
 from server.runner.gpu.fills import fill_rows, max_words
 from server.runner.gpu.graphs import DecodeGraphs, DecodeKind
 from server.runner.gpu.inputs import Inputs
-from server.runner.gpu.outputs import MAX_TOP, Drawn
+from server.runner.gpu.masks import mask_upload_words, send_masks
+from server.runner.gpu.outputs import Drawn
 from server.runner.gpu.queue import Arrival, Queue
 from server.runner.gpu.rows import DeviceRows
 from server.runner.gpu.upload import Upload, aligned
+from server.runner.prompt_logprobs import MAX_TOP, packed
 from server.runner.rows import Array
 from server.runner.runs import Runs, cut_runs
-from server.sequence import SamplingParams, TokenLogprobs
+from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
 
 _MAX_BIASES = 1024  # of one request: the api's limit
 
@@ -57,22 +60,29 @@ class GpuStep:
         self._arrival.wait()
         return StepResult(
             self._drawn.token_ids[: self._num_tokens].tolist(),
-            {asked.row: self._logprobs(asked)[0] for asked in self._asked},
-            {asked.row: self._logprobs(asked) for asked in self._asked_of_prompts},
+            {asked.row: self._of_token(asked) for asked in self._asked},
+            {asked.row: self._of_prompt(asked) for asked in self._asked_of_prompts},
         )
 
-    def _logprobs(self, asked: Asked) -> list[TokenLogprobs]:
+    def _of_token(self, asked: Asked) -> TokenLogprobs:
+        drawn, entry = self._drawn, asked.first_entry
+        return TokenLogprobs(
+            drawn.chosen[entry].item(),
+            int(drawn.ranks[entry]),
+            drawn.top_ids[entry, : asked.num_top].tolist(),
+            drawn.top_logprobs[entry, : asked.num_top].tolist(),
+        )
+
+    def _of_prompt(self, asked: Asked) -> PromptLogprobs:
         entries = slice(asked.first_entry, asked.first_entry + asked.num_entries)
         drawn, num_top = self._drawn, asked.num_top
-        return [
-            TokenLogprobs(*entry)
-            for entry in zip(
-                drawn.chosen[entries].tolist(),
-                drawn.top_ids[entries, :num_top].tolist(),
-                drawn.top_logprobs[entries, :num_top].tolist(),
-                strict=True,
-            )
-        ]
+        return packed(
+            asked.start,
+            drawn.chosen[entries].numpy(),
+            drawn.ranks[entries].numpy(),
+            drawn.top_ids[entries, :num_top].numpy(),
+            drawn.top_logprobs[entries, :num_top].numpy(),
+        )
 
 
 class GpuRunner:
@@ -110,8 +120,12 @@ class GpuRunner:
             self._tables = SamplingTables.allocate(max_num_seqs, token_mask, queue.device)
             self._inputs = Inputs(model.config, kv_cache, self._rows, limits)
             self._draw = Draw(model, self._rows, self._tables, queue, limits)
-            words = max_words(vocab_size, self._rows.words_per_row, _MAX_BIASES)
-            self._upload = Upload(queue, max(words, 16 * max_num_seqs))
+            words = max(
+                max_words(vocab_size, self._rows.words_per_row, _MAX_BIASES),
+                mask_upload_words(max_num_seqs, vocab_size),
+                16 * max_num_seqs,
+            )
+            self._upload = Upload(queue, words)
         self._graphs = DecodeGraphs(queue, max_num_seqs, self._decode)
         queue.synchronize()  # weights and cache were queued elsewhere
 
@@ -121,6 +135,8 @@ class GpuRunner:
         with self._queue.running():
             if batch.new_rows:
                 fill_rows(batch.new_rows, self._rows, self._tables, self._upload)
+            if batch.masks:
+                send_masks(batch.masks, self._rows, self._tables, self._upload)
             for new_blocks in batch.new_blocks:
                 self._rows.write_blocks(new_blocks)
             runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
@@ -146,6 +162,7 @@ class GpuRunner:
         params = SamplingParams(
             1, 0, top_p=0.9, logprobs=MAX_TOP, prompt_logprobs=MAX_TOP, logit_bias=((0, 1.0),)
         )
+        all_ids = bytes([255]) * (4 * mask_words(self._model.config.vocab_size))
         blocks = [i % self._kv_cache.num_blocks for i in range(limits.blocks_per_seq)]
         num_rows = min(limits.max_num_seqs, num_tokens)
         batch = StepBatch(0)
@@ -154,6 +171,7 @@ class GpuRunner:
             length = min(limits.max_model_len, share)
             batch.new_rows.append(NewRow(row, [0] * length, length, 0, params))
             batch.new_blocks.append(NewBlocks(row, 0, blocks))
+            batch.masks.append(RowMask(row, all_ids))
             batch.scheduled.append(ScheduledRow(row, 0, length, True))
         self.dispatch(batch).result()
         self._queue.synchronize()

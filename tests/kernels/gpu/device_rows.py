@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from kernels.reference_sampler import edited_logits, kept_ids, noise
-from kernels.sampling_rows import LogitEdits, RowFills, SamplingRows
+from kernels.row_masks import write_masks
+from kernels.sampling_rows import LogitEdits, RowFills, RowMasks, SamplingRows
 from kernels.sampling_tables import SamplingTables, fill_tables
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.sampling_cases import to_tensors
+from tests.kernels.sampling_cases import no_masks, to_tensors
 
 _NEVER = 1 << 30
 
@@ -52,7 +53,7 @@ def make_fills(
 
 
 def make_tables(
-    rows: SamplingRows, mask: Any, edits: LogitEdits, **fill: Any
+    rows: SamplingRows, mask: Any, edits: LogitEdits, masks: RowMasks | None = None, **fill: Any
 ) -> tuple[SamplingRows, SamplingTables]:
     """Rows on the device, and their filled tables; what a table held before is garbage."""
     on_device: SamplingRows = to_device(rows)
@@ -60,15 +61,32 @@ def make_tables(
     tables.token_counts.fill_(0x3FFFFFFF)
     tables.token_bias.fill_(float("nan"))
     tables.row_flags.fill_(-1)
+    tables.row_masks.fill_(0x5A5A5A5A)
     fill_tables(make_fills(edits, rows, **fill), on_device, tables)
+    if masks is not None:
+        set_masks(masks, tables)
     return on_device, tables
 
 
+def set_masks(masks: RowMasks, tables: SamplingTables) -> None:
+    """Those of the rows that have one, as an upload brings them."""
+    masked = np.flatnonzero(masks.has_mask).astype(np.int32)
+    row_ids, words = (torch.from_numpy(array).to(DEVICE) for array in (masked, masks.words[masked]))
+    write_masks(row_ids, words, tables)
+
+
 def close_calls(
-    logits: Any, mask: Any, rows: SamplingRows, edits: LogitEdits, drawn: Any, expected: Any
+    logits: Any,
+    mask: Any,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    drawn: Any,
+    expected: Any,
+    masks: RowMasks | None = None,
 ) -> list[int]:
     """Rows whose two tokens are within 1e-5 of each other, or of the border of what filters leave."""
     tensors: Any = to_tensors(rows)
+    row_masks = to_tensors(no_masks(*logits.shape) if masks is None else masks)
     found = []
     for row in np.flatnonzero(drawn != expected).tolist():
         x = edited_logits(
@@ -77,6 +95,7 @@ def close_calls(
             row,
             tensors,
             to_tensors(edits),
+            row_masks,
             row,
         )
         z = x / rows.temperature[row]

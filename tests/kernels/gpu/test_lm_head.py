@@ -17,7 +17,15 @@ from kernels.sampling_rows import LogitEdits, SamplingRows
 from kernels.sampling_tables import new_logits
 from tests.kernels.gpu.device import DEVICE
 from tests.kernels.gpu.device_rows import close_calls, make_tables
-from tests.kernels.sampling_cases import make_edits, make_rows, no_edits, no_mask, row_ids
+from tests.kernels.sampling_cases import (
+    make_edits,
+    make_masks,
+    make_rows,
+    no_edits,
+    no_mask,
+    no_masks,
+    row_ids,
+)
 
 _SENTINEL = -777.0
 
@@ -78,7 +86,14 @@ def test_draws_what_the_cpu_draws_from_the_same_logits(name: str, dtype: torch.d
     np.testing.assert_allclose(logits, exact.cpu().numpy(), atol=tolerance)
     none, drawn, after = run(hidden, weight, rows, mask, edits)
     assert (none == _SENTINEL).all(), "no logit of a row that is drawn here is written"
-    expected = cpu_sample(np.ascontiguousarray(logits), mask, row_ids(num_rows), rows, edits)
+    expected = cpu_sample(
+        np.ascontiguousarray(logits),
+        mask,
+        row_ids(num_rows),
+        rows,
+        edits,
+        no_masks(num_rows, vocab_size),
+    )
     assert drawn.tolist() == expected.tolist()
     assert close_calls(logits, mask, rows, edits, drawn, expected) == []
     assert (after.num_tokens.cpu().numpy() == rows.num_tokens + 1).all()
@@ -105,7 +120,12 @@ def test_a_row_depends_on_neither_batch_nor_path(num_rows: int) -> None:
     whole, _, _ = run(hidden, weight, rows, no_mask(vocab_size), edits, wants_logits=1)
     assert (logits[needs_logits] == whole[:num_rows][needs_logits]).all()
     expected = cpu_sample(
-        np.ascontiguousarray(whole), no_mask(vocab_size), row_ids(130), rows, edits
+        np.ascontiguousarray(whole),
+        no_mask(vocab_size),
+        row_ids(130),
+        rows,
+        edits,
+        no_masks(130, vocab_size),
     )
     assert (tokens == expected[:num_rows])[~needs_logits].all()
 
@@ -116,7 +136,8 @@ def test_the_two_launches_of_a_step_draw_every_row() -> None:
         6, 200, seed=np.arange(6), top_k=[0, 5, 0, 0, 0, 0], top_p=[1, 1, 1, 0.7, 1, 1]
     )
     wants = [0, 0, 1, 0, 0, 0]
-    device_rows, tables = make_tables(rows, no_mask(200), no_edits(6), wants_logits=wants)
+    masks = make_masks(200, [7, 8, 199], None, [5], None, None, [6, 40, 41])
+    device_rows, tables = make_tables(rows, no_mask(200), no_edits(6), masks, wants_logits=wants)
     logits = new_logits(6, 200, DEVICE)
     sampled = torch.full((6,), -7, dtype=torch.int64, device=DEVICE)
     index = torch.tensor([5, 1, -1, 3, 0, 2], dtype=torch.int32, device=DEVICE)
@@ -125,7 +146,7 @@ def test_the_two_launches_of_a_step_draw_every_row() -> None:
     sample(logits, index, device_rows, tables, scratch, sampled, skip_fused=True)
     all_logits, _, _ = run(hidden, weight, rows, no_mask(200), no_edits(6), wants_logits=1)
     order = np.maximum(index.cpu().numpy(), 0)
-    expected = cpu_sample(all_logits, no_mask(200), order, rows, no_edits(6))
+    expected = cpu_sample(all_logits, no_mask(200), order, rows, no_edits(6), masks)
     expected[2] = -7
     assert sampled.tolist() == expected.tolist()
     assert (device_rows.num_tokens.cpu().numpy() - rows.num_tokens).tolist() == [1, 1, 1, 1, 0, 1]

@@ -9,23 +9,25 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from kernels import reference_sampler
 from kernels.cpu.sampler import _threshold
 from kernels.cpu.sampler import sample as cpu_sample
 from kernels.logit_rows import RowScratch
-from kernels.sampler import filter_row, sample
-from kernels.sampling_rows import LogitEdits, SamplingRows
-from kernels.sampling_tables import SamplingTables, fill_tables, new_logits
+from kernels.sampler import filter_row
+from kernels.sampling_rows import SamplingRows
+from kernels.sampling_tables import fill_tables
 from kernels.thresholds import TILE
 from tests.kernels.gpu.device import DEVICE
 from tests.kernels.gpu.device_rows import close_calls, make_fills, make_tables
+from tests.kernels.gpu.draws import draw, draw_on_cpu, on_device, run
 from tests.kernels.sampling_cases import (
     make_edits,
+    make_masks,
     make_rows,
     no_edits,
     no_mask,
+    no_masks,
     random_logits,
     row_ids,
     to_tensors,
@@ -49,40 +51,6 @@ PARAMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def on_device(logits: Any, is_padded: bool = True) -> Tensor:
-    table = torch.from_numpy(logits)
-    if not is_padded:
-        return table.to(DEVICE)
-    padded = new_logits(*logits.shape, DEVICE)
-    padded.copy_(table)
-    return padded
-
-
-def run(logits: Tensor, ids: Any, rows: SamplingRows, tables: SamplingTables, **kw: Any) -> Any:
-    sampled = torch.full((len(logits),), -7, dtype=torch.int64, device=DEVICE)
-    scratch = RowScratch.allocate(len(logits), logits.shape[1], DEVICE)
-    ids = torch.from_numpy(np.asarray(ids, np.int32)).to(DEVICE)
-    sample(logits, ids, rows, tables, scratch, sampled, **kw)
-    return sampled.cpu().numpy()
-
-
-def draw(
-    logits: Any, rows: SamplingRows, mask: Any = None, edits: LogitEdits | None = None, **fill: Any
-) -> Any:
-    mask = no_mask(logits.shape[1]) if mask is None else mask
-    edits = no_edits(len(logits)) if edits is None else edits
-    device_rows, tables = make_tables(rows, mask, edits, **fill)
-    return run(on_device(logits), row_ids(len(logits)), device_rows, tables)
-
-
-def draw_on_cpu(
-    logits: Any, rows: SamplingRows, mask: Any = None, edits: LogitEdits | None = None
-) -> Any:
-    mask = no_mask(logits.shape[1]) if mask is None else mask
-    edits = no_edits(len(logits)) if edits is None else edits
-    return cpu_sample(logits, mask, row_ids(len(logits)), rows, edits)
-
-
 def every_eleventh(vocab_size: int) -> Any:
     return np.where(np.arange(vocab_size) % 11 == 5, -np.inf, 0).astype(np.float32)
 
@@ -97,13 +65,16 @@ def test_equals_the_cpu_and_the_reference(name: str, vocab_size: int) -> None:
     edits = make_edits(
         *({i % vocab_size: 2.5, (i + 7) % vocab_size: -np.inf} for i in range(num_rows))
     )
-    drawn = draw(logits, rows, mask, edits)
-    expected = draw_on_cpu(logits, rows, mask, edits)
+    # Of three rows one has a mask, all along its words' borders.
+    masks = make_masks(vocab_size, None, set(range(vocab_size)) - {0, 31, 32, 33}, None)
+    drawn = draw(logits, rows, mask, edits, masks)
+    expected = draw_on_cpu(logits, rows, mask, edits, masks)
     assert drawn.tolist() == expected.tolist()
     if vocab_size in (50, 4097):
         arrays = logits, mask, row_ids(num_rows)
         tensors = (torch.from_numpy(array) for array in arrays)
-        reference = reference_sampler.sample(*tensors, to_tensors(rows), to_tensors(edits))
+        others = (to_tensors(arrays) for arrays in (rows, edits, masks))
+        reference = reference_sampler.sample(*tensors, *others)
         assert drawn.tolist() == reference.tolist()
 
 
@@ -145,10 +116,13 @@ def test_a_mixed_batch_equals_the_cpu(vocab_size: int, scale: float) -> None:
             for i in range(num_rows)
         )
     )
-    drawn = draw(logits, rows, mask, edits)
-    expected = draw_on_cpu(logits, rows, mask, edits)
+    rng = np.random.default_rng(vocab_size)
+    allowed = [rng.integers(0, vocab_size, 1 + 99 * (i % 3)) for i in range(num_rows)]
+    masks = make_masks(vocab_size, *(ids if i % 4 == 1 else None for i, ids in enumerate(allowed)))
+    drawn = draw(logits, rows, mask, edits, masks)
+    expected = draw_on_cpu(logits, rows, mask, edits, masks)
     differing = np.flatnonzero(drawn != expected)
-    excused = close_calls(logits, mask, rows, edits, drawn, expected)
+    excused = close_calls(logits, mask, rows, edits, drawn, expected, masks)
     assert differing.tolist() == excused
     assert len(excused) <= 1
 
@@ -316,7 +290,8 @@ def test_padding_and_other_rows_are_left_alone() -> None:
     counts = tables.token_counts.clone()
     drawn = run(on_device(logits), [4, -1, 0, -1], device_rows, tables)
     assert drawn[[1, 3]].tolist() == [-7, -7]
-    expected = cpu_sample(logits, no_mask(70), np.array([4, 0, 0, 0], np.int32), rows, no_edits(4))
+    order = np.array([4, 0, 0, 0], np.int32)
+    expected = cpu_sample(logits, no_mask(70), order, rows, no_edits(4), no_masks(6, 70))
     assert drawn[[0, 2]].tolist() == expected[[0, 2]].tolist()
     for row, place in ((4, 0), (0, 2)):
         rows.token_ids[row, rows.num_tokens[row]] = drawn[place]

@@ -71,6 +71,7 @@ def test_the_cpu_path_gives_the_same_tokens(
             assert found.prompt_logprobs is not None
             pairs += zip(found.prompt_logprobs, expected.prompt_logprobs, strict=True)
         for one, other in pairs:
+            assert one.rank == other.rank
             assert one.top_ids == other.top_ids
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             assert one.top_logprobs == pytest.approx(other.top_logprobs, abs=1e-4)

@@ -1,0 +1,91 @@
+"""Tokens/s of 16 streams of JSON under a schema against the same streams without, embedded model, same cores.
+
+The engine is driven as its loop drives it; masks come from the real grammar processes, on the same cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import statistics
+import time
+from typing import Any
+
+from benchmarks.report import Report, interleave, paired_ratio
+from server.config import EngineConfig
+from server.sequence import Grammar, SamplingParams, SequenceRequest
+from server.startup import child_environment, resolve_engine
+
+STREAMS = 16
+TOKENS = 200
+PROMPT = "Once upon a time, in a village by the sea, there lived"
+# Long enough that no stream ends early.
+_SENTENCE = {"type": "string", "minLength": 20, "maxLength": 200}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 5, "maxLength": 60},
+        "year": {"type": "integer", "minimum": 1, "maximum": 2100},
+        "mood": {"enum": ["merry", "sad", "strange"]},
+        "sentences": {"type": "array", "items": _SENTENCE, "minItems": 50},
+    },
+    "required": ["title", "year", "mood", "sentences"],
+    "additionalProperties": False,
+}
+
+
+def _cases() -> dict[str, Any]:
+    from server.assembly import assemble
+    from server.tokenizer import load_tokenizer
+
+    config = resolve_engine(EngineConfig())
+    tokenizer = load_tokenizer(config.model)
+    assembled = assemble(config, tokenizer)
+    engine, grammars = assembled.engine, assembled.grammars
+    assert grammars is not None
+    prompt_ids = tokenizer.encode(PROMPT)
+
+    def stream_all(grammar: Grammar | None) -> float:
+        for seed in range(STREAMS):
+            # Without a grammar nothing ends a stream early either.
+            eos = tokenizer.eos_token_id if grammar else None
+            params = SamplingParams(max_tokens=TOKENS, seed=seed, temperature=0.8, eos_token_id=eos)
+            engine.submit(SequenceRequest(seed, prompt_ids, 0, params, grammar=grammar))
+        started, num_tokens = time.perf_counter(), 0
+        while engine.has_work:
+            if not engine.can_step:
+                select.select([grammars], [], [], 0.05)
+            num_tokens += len(engine.step().outputs)
+        assert num_tokens == STREAMS * TOKENS
+        return num_tokens / (time.perf_counter() - started)
+
+    schema = Grammar("json_schema", json.dumps(SCHEMA))
+    return {"plain": lambda: stream_all(None), "json_schema": lambda: stream_all(schema)}
+
+
+def run(repeats: int = 21) -> Report:
+    os.environ.update(child_environment())  # before torch and numba are imported
+    report = Report(
+        "structured",
+        f"Embedded model, {STREAMS} streams of {TOKENS} tokens: all under a JSON schema against none",
+        ("output", "median tokens/s", "min", "max"),
+    )
+    report.samples = interleave(_cases(), repeats)
+    for name, values in report.samples.items():
+        report.add(name, statistics.median(values), min(values), max(values))
+        report.figures[f"{name}_tokens_per_s"] = statistics.median(values)
+    ratio = paired_ratio(report.samples["json_schema"], report.samples["plain"])
+    report.figures["structured_over_plain"] = ratio
+    report.add("json_schema / plain", ratio, "", "")
+    report.plot = _plot(report.samples)
+    return report
+
+
+def _plot(samples: dict[str, list[float]]) -> Any:
+    def draw(axes: Any) -> None:
+        axes.boxplot(list(samples.values()), tick_labels=list(samples))
+        axes.set_ylabel("tokens/s, all streams")
+        axes.set_ylim(bottom=0)
+
+    return draw

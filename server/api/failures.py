@@ -1,0 +1,59 @@
+"""What a client is told when one sequence of its request ended by a fault."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.errors import RequestError
+from server.sequence import FailureKind
+
+
+class _Answer(NamedTuple):
+    status: int
+    code: str | None
+    message: str
+    param: str | None = None
+
+
+_GRAMMAR = "structured_outputs"
+_ANSWERS: dict[FailureKind, _Answer] = {
+    "grammar_invalid": _Answer(
+        400,
+        "grammar_invalid",
+        "structured_outputs or response_format holds a grammar that does not compile.",
+        _GRAMMAR,
+    ),
+    "grammar_unsupported": _Answer(
+        400,
+        "grammar_unsupported",
+        "structured_outputs or response_format uses a feature that this server does not support.",
+        _GRAMMAR,
+    ),
+    "grammar_too_complex": _Answer(
+        400,
+        "grammar_too_complex",
+        "structured_outputs or response_format is too complex for this server.",
+        _GRAMMAR,
+    ),
+    "grammar_too_slow": _Answer(
+        400,
+        "grammar_too_slow",
+        "structured_outputs or response_format took too long to compile or to follow.",
+        _GRAMMAR,
+    ),
+    "no_token_allowed": _Answer(
+        400,
+        "no_token_allowed",
+        "allowed_token_ids, bad_words and structured_outputs or response_format together leave no "
+        "token to go on with.",
+    ),
+    "internal": _Answer(
+        500, None, "The server failed to compute this request; this is a fault of ours."
+    ),
+}
+
+
+def failure_error(kind: FailureKind) -> RequestError:
+    """An error of the status that fits: 400 where another request would do better, 500 for our own."""
+    answer = _ANSWERS[kind]
+    return RequestError(answer.message, param=answer.param, code=answer.code, status=answer.status)

@@ -1,0 +1,82 @@
+"""uvicorn's HTTP protocol, with a way past ASGI for the body of a stream.
+
+A stream's task would be woken for every token, and `send` awaited through every middleware: that costs
+more than the token itself. Head and end of a response still go through `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+_EXTENSION = "continuo.body_writer"
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which also tells who writes past it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.on_writable: Callable[[], None] | None = None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
+
+
+class BodyWriter:
+    """Writes parts of one response's body, at once, from any callback of the loop.
+
+    Only between `send` of the response's start and of its last body message.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, flow: _Flow) -> None:
+        self._cycle = cycle
+        self._flow = flow
+
+    @property
+    def is_paused(self) -> bool:
+        """The client reads slower than it is written to: whoever writes on fills memory."""
+        return self._flow.write_paused
+
+    def write(self, data: bytes) -> None:
+        """A no-op once the client is gone. uvloop collects the writes of one turn by itself."""
+        cycle = self._cycle
+        # Between the loss of a connection and `disconnected` uvloop's transport raises:
+        if not cycle.disconnected and not cycle.transport.is_closing():
+            # Chunked, as uvicorn frames every body without a length:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def start(self, on_writable: Callable[[], None]) -> None:
+        """`on_writable` is called whenever a pause is over, until `stop`."""
+        self._flow.on_writable = on_writable
+
+    def stop(self) -> None:
+        self._flow.on_writable = None
+
+
+class StreamingHttpProtocol(HttpToolsProtocol):
+    """Every request's scope has a BodyWriter among its extensions."""
+
+    flow: _Flow
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # starts a task, which runs later
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            self.scope["extensions"] = {_EXTENSION: BodyWriter(self.cycle, self.flow)}  # type: ignore[dict-item]
+
+
+def body_writer(scope: Mapping[str, Any]) -> BodyWriter:
+    """That of a request; it must have come through StreamingHttpProtocol."""
+    writer = scope["extensions"][_EXTENSION]
+    assert isinstance(writer, BodyWriter)
+    return writer

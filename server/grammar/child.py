@@ -1,0 +1,104 @@
+"""The engine's end of one grammar process: spawning it, its socket, killing it. Never waits."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+from typing import Literal
+
+import msgspec
+
+from server.grammar.board import Board, Work
+from server.grammar.frames import FromHelper, ToHelper
+from server.ipc.wire import FrameError, FrameReader, with_header
+from server.lifeline import ChildLink
+
+Role = Literal["checker", "masker"]
+
+# As for every child: our sys.path, so that nothing takes our modules' place.
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv.pop().split(':'); "
+    "from server.grammar.helper import main; main()"
+)
+_RECV_BYTES = 1 << 20
+
+
+class GrammarChild:
+    """One process from its start to its end. `poll` is an epoll that wakes for what it sends."""
+
+    def __init__(self, role: Role, model: str, vocab_size: int, poll: select.epoll) -> None:
+        self._poll = poll
+        self._board = Board.create()
+        self._socket, far_end = socket.socketpair()
+        self._socket.setblocking(False)
+        self._link = ChildLink()
+        self._reader = FrameReader()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromHelper] = msgspec.msgpack.Decoder(FromHelper)
+        self._unsent = bytearray()
+        self.is_gone = False  # it has ended, or does not speak our protocol; `end` it
+        self.has_answered = False
+        fds = (far_end.fileno(), self._board.fd, self._link.child_end.fileno())
+        argv = [sys.executable, "-c", _BOOT, role, *map(str, fds), str(os.getpid())]
+        self._process = subprocess.Popen(
+            [*argv, ":".join(sys.path)], stdin=subprocess.DEVNULL, pass_fds=fds
+        )
+        far_end.close()
+        self._link.tell({"model": model, "vocab_size": vocab_size})
+        poll.register(self._socket, select.EPOLLIN)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, frame: ToHelper) -> None:
+        was_empty = not self._unsent
+        self._unsent += with_header(self._encoder.encode(frame))
+        if was_empty:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+            del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_gone = True
+            return
+        wanted = select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0)
+        self._poll.modify(self._socket, wanted)
+
+    def receive(self) -> list[FromHelper]:
+        """What has arrived, also before its end."""
+        if self._unsent:
+            self._flush()
+        frames: list[FromHelper] = []
+        try:
+            while not self.is_gone:
+                data = self._socket.recv(_RECV_BYTES)
+                if not data:
+                    self.is_gone = True
+                frames += [self._decoder.decode(payload) for payload in self._reader.feed(data)]
+        except BlockingIOError:
+            pass
+        except (OSError, FrameError, msgspec.MsgspecError):
+            self.is_gone = True
+        self.has_answered |= bool(frames)
+        return frames
+
+    def working(self) -> list[Work]:
+        return self._board.read()
+
+    def end(self) -> int:
+        """Kill it and free what it held; its exit status, negative for a signal."""
+        self._process.kill()
+        status = self._process.wait()
+        self._poll.unregister(self._socket)
+        self._socket.close()
+        self._link.close()
+        self._board.close()
+        return status

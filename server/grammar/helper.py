@@ -1,0 +1,49 @@
+"""A grammar process, from its first line on; the engine spawns `main`. Imports neither torch nor numba.
+
+`checker` compiles every grammar once, under a limit of CPU time: whatever a client sends ends here, and
+nobody's mask waits for it. `masker` compiles what has passed, and makes the masks.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+from collections.abc import Callable
+
+from setproctitle import setproctitle
+
+from server.grammar.board import Board
+from server.grammar.line import Line
+from server.lifeline import Lifeline
+
+_MAX_MEMORY_BYTES = 1 << 30  # beyond what it has once it is loaded
+
+
+def main() -> None:
+    role, socket_fd, board_fd, lifeline_fd, engine_pid = sys.argv[1:6]
+    lifeline = Lifeline.attach(int(lifeline_fd), int(engine_pid))
+    told = lifeline.receive()
+    setproctitle("continuo: grammar" if role == "masker" else "continuo: grammar check")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    line, board = Line(socket.socket(fileno=int(socket_fd))), Board(int(board_fd))
+    run = _load(role, told["model"], told["vocab_size"])
+    limit_memory(_MAX_MEMORY_BYTES)
+    run(line, board)
+
+
+def _load(role: str, model: str, vocab_size: int) -> Callable[[Line, Board], None]:
+    from server.grammar import checker, masker
+    from server.grammar.compiler import Compiler
+    from server.tokenizer import load_tokenizer
+
+    compiler = Compiler(load_tokenizer(model), vocab_size)
+    module = masker if role == "masker" else checker
+    return lambda line, board: module.run(compiler, line, board)
+
+
+def limit_memory(num_bytes: int) -> None:
+    """An allocation beyond it ends the process."""
+    with open("/proc/self/statm") as statm:
+        limit = int(statm.read().split()[0]) * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

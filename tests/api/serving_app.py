@@ -1,0 +1,66 @@
+"""The real application with doors of a test's choice, on a real TCP socket, over a scripted engine."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from server.api.app import Doors, create_app
+from server.api.engine_client import EngineClient
+from server.api.process import uvicorn_config
+from tests.api.conftest import EOS, MODEL, make_tokenizer, wait_until
+from tests.api.fake_engine import FakeEngine
+
+ALPHABET = [ord(c) for c in "abcdefghijklmnopqrstuvwxyz"]
+
+
+@dataclass
+class ServedApp:
+    url: str
+    engine: FakeEngine
+
+
+@contextlib.contextmanager
+def served_app(doors: Doors, **tls: str) -> Iterator[ServedApp]:
+    """Its engine writes the alphabet. `tls`: ssl_certfile and ssl_keyfile."""
+    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as door:
+        engine = FakeEngine(str(Path(directory) / "engine.sock"), lambda _: [*ALPHABET, EOS])
+        app = create_app(make_tokenizer(), MODEL, EngineClient(engine.path), doors=doors)
+        server = uvicorn.Server(uvicorn_config(app, **tls))
+        thread = threading.Thread(target=lambda: server.run(sockets=[door]), daemon=True)
+        thread.start()
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{door.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, verify=_trusting(tls)) as client:
+                wait_until(lambda: client.get("/ready").status_code == 200)
+            yield ServedApp(url, engine)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            engine.kill()
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """Has the one shape that all errors have."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    assert response.json().keys() == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    assert error["message"].endswith(".")
+    return error
+
+
+def _trusting(tls: dict[str, str]) -> ssl.SSLContext | bool:
+    return ssl.create_default_context(cafile=tls["ssl_certfile"]) if tls else True

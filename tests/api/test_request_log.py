@@ -1,0 +1,158 @@
+"""The line that each completions request leaves in the log; and that no text of a client's is ever in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.app import Doors
+from server.logs import JsonFormatter
+from tests.api.conftest import MODEL, wait_until
+from tests.api.serving_app import ServedApp, served_app
+
+SECRET = "the prompt of a client"
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[ServedApp]:
+    with served_app(Doors(logs_requests=True)) as served:
+        yield served
+
+
+@pytest.fixture
+def client(app: ServedApp) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=app.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "server")
+    return caplog
+
+
+def the_line(log: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """Of the one request; it is written behind the reply's last byte."""
+    wait_until(lambda: any(record.message.startswith("completion ") for record in log.records))
+    (record,) = [each for each in log.records if each.message.startswith("completion ")]
+    assert SECRET not in log.text
+    assert "abcd" not in log.text
+    fields: dict[str, Any] = record.fields  # type: ignore[attr-defined]
+    assert f"request_id={fields['request_id']} " in record.message
+    return fields
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_known_of_a_completion(
+    client: httpx.Client, log: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    body = {"prompt": [SECRET, "b"], "n": 2, "max_tokens": 5, "stream": stream}
+    headers = {"X-Request-Id": "mine-1"}
+    response = client.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200
+    line = the_line(log)
+    found = re.search(r'"id":\s*"(cmpl-[^"]+)"', response.text)
+    assert found
+    assert (line["request_id"], line["response_id"]) == ("mine-1", found.group(1))
+    assert (line["status"], line["stream"], line["client_gone"]) == (200, stream, False)
+    assert (line["model"], line["n"], line["prompts"]) == (MODEL, 2, 2)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (len(SECRET) + 1, 20)
+    assert line["cached_tokens"] == 0
+    assert line["finish"] == {"length": 4}
+    assert 0 <= line["ttft_ms"] <= line["total_ms"]
+    assert line["queue_ms"] >= 0
+    assert "key" not in line
+    assert "code" not in line
+
+
+def test_stops_are_told_from_lengths(client: httpx.Client, log: pytest.LogCaptureFixture) -> None:
+    client.post("/v1/completions", json={"prompt": "a", "max_tokens": 20, "stop": "c"})
+    assert the_line(log)["finish"] == {"stop": 1}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        ({"json": {"prompt": SECRET, "temperature": SECRET}}, 400, None),
+        ({"json": {"prompt": SECRET, "model": SECRET}}, 404, "model_not_found"),
+        ({"json": {"prompt": SECRET * 99}}, 400, "context_length_exceeded"),
+        ({"data": {"prompt": SECRET}}, 415, None),
+        ({"content": SECRET, "headers": {"Content-Type": "application/json"}}, 400, None),
+    ],
+)
+def test_a_refusal_is_a_line_with_its_status(
+    client: httpx.Client,
+    log: pytest.LogCaptureFixture,
+    request_: dict[str, Any],
+    status: int,
+    code: str | None,
+) -> None:
+    assert client.post("/v1/completions", **request_).status_code == status
+    line = the_line(log)
+    assert (line["status"], line.get("code")) == (status, code)
+    assert "response_id" not in line
+
+
+def test_a_client_that_leaves_is_noted(
+    app: ServedApp, client: httpx.Client, log: pytest.LogCaptureFixture
+) -> None:
+    script, app.engine.script = app.engine.script, lambda _: [ord("x")]  # then it hangs
+    try:
+        body = {"prompt": SECRET, "max_tokens": 9, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()  # kept: a dropped iterator would close the connection
+            next(lines)
+        line = the_line(log)
+    finally:
+        app.engine.script = script
+    assert (line["client_gone"], line["completion_tokens"]) == (True, 1)
+    assert "length" not in line["finish"]
+
+
+def test_a_fault_of_ours_is_logged_with_its_place_and_without_its_words(
+    client: httpx.Client, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        try:
+            raise KeyError(SECRET)
+        except KeyError as error:
+            raise ValueError(SECRET) from error
+
+    monkeypatch.setattr("server.api.completions.parse_completion", fail)
+    response = client.post("/v1/completions", json={"prompt": SECRET})
+    assert response.status_code == 500
+    assert SECRET not in response.text
+    assert the_line(log)["status"] == 500
+    (fault,) = [record.message for record in log.records if record.levelname == "ERROR"]
+    assert "a request failed: ValueError" in fault
+    assert "in fail" in fault
+    assert fault.index("KeyError\n") < fault.index("which led to:")
+    assert client.get("/health").status_code == 200
+
+
+def test_other_routes_leave_no_line(client: httpx.Client, log: pytest.LogCaptureFixture) -> None:
+    client.get("/v1/models")
+    client.get("/v1/completions")
+    client.post("/tokenize", json={"prompt": "a"})
+    client.post("/v1/completions", json={})
+    assert the_line(log)["status"] == 400
+
+
+def test_it_can_be_off(log: pytest.LogCaptureFixture) -> None:
+    with served_app(Doors()) as app, httpx.Client(base_url=app.url) as client:
+        client.post("/v1/completions", json={})
+    assert not log.records
+
+
+def test_json_lines_hold_the_fields_as_they_are() -> None:
+    record = logging.LogRecord("server.x", logging.INFO, "", 0, "completion", (), None)
+    record.fields = {"prompt_tokens": 5, "finish": {"stop": 1}}
+    line = json.loads(JsonFormatter("api 0").format(record))
+    assert (line["prompt_tokens"], line["finish"]) == (5, {"stop": 1})
+    assert line["process"] == "api 0"

@@ -40,10 +40,10 @@ class ApiKey:
 
 
 class _Version(NamedTuple):
-    """Differs whenever the file was written or replaced."""
+    """Differs whenever the file was written or replaced, or who may read it has changed."""
 
     inode: int
-    mtime_ns: int
+    ctime_ns: int
     num_bytes: int
 
 
@@ -141,7 +141,7 @@ def _version(path: str) -> _Version | None:
         status = os.stat(path)
     except OSError:
         return None
-    return _Version(status.st_ino, status.st_mtime_ns, status.st_size)
+    return _Version(status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 def _read(path: str) -> str:

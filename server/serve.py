@@ -38,11 +38,7 @@ def serve(config: ServeConfig, started_at: float) -> int:
     with _listen(config.host, config.port) as listener, _runtime_dir() as runtime_dir:
         address, port = listener.getsockname()[:2]
         config = replace(config, port=port)
-        if not (config.api_key_file or ipaddress.ip_address(address).is_loopback):
-            _log.warning(
-                "anyone who reaches port %d can use this server: give keys with --api-key-file",
-                port,
-            )
+        _warn_if_open(config, address)
         told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
         env = child_environment()
         api_told = {**told, "listen_fd": listener.fileno()}

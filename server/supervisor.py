@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.lifeline import ChildLink
+from server.lifeline import ChildLink, adopt_orphans
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _BOOT = (
 MAX_DEATHS = 5  # of one child, with no completed start in between
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
+_ORPHANS_S = 1.0  # what the children's own children are given to die with them
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
+        adopt_orphans()
         wakeup, self._signals = socket.socketpair()
         for end in (wakeup, self._signals):
             end.setblocking(False)
@@ -136,6 +138,7 @@ class Supervisor:
             self._spawn(child)
         while not (self._is_stopping and self._is_all_gone()):
             self._turn()
+        self._await_orphans()
         if self._cause:
             _log.error(self._cause)
         return self._exit_status
@@ -182,7 +185,7 @@ class Supervisor:
                     child.kill()
 
     def _reap(self) -> None:
-        """Collect every dead process: our own, and as PID 1 also those that others left to us."""
+        """Collect every dead process: our own, and those that others left to us."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -193,6 +196,16 @@ class Supervisor:
             for child in self._children:
                 if child.process is not None and child.process.pid == pid:
                     self._bury(child, os.waitstatus_to_exitcode(status))
+
+    def _await_orphans(self) -> None:
+        """Of the children, all gone by now: they are killed with them, and nobody else may reap them."""
+        deadline = time.monotonic() + _ORPHANS_S
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.002)
+            except ChildProcessError:
+                return
 
     def _bury(self, child: _Child, exit_code: int) -> None:
         assert child.process is not None and child.link is not None

@@ -149,6 +149,17 @@ def test_a_broken_new_file_keeps_the_old_keys_and_is_reported_once(
     assert keys.find(b"a") is None
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_a_file_that_was_closed_to_others_after_the_complaint_is_read(path: Path) -> None:
+    """As the log's sentence asks for; chmod leaves the time of the last writing as it is."""
+    keys = KeyFile(write(path, f"ann {digest('a')}\n"))
+    write(path, f"bob {digest('b')}\n")
+    path.chmod(0o644)
+    assert keys.find(b"b") is None
+    path.chmod(0o600)
+    assert keys.find(b"b") is not None
+
+
 def test_the_command_makes_a_line_that_the_key_opens(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

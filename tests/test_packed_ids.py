@@ -30,6 +30,13 @@ def test_the_last_ids(text: str, num_kept: int, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text)
     assert len(packed) == len(ids)
     assert packed.last(num_kept) == ids[-num_kept:]
+    assert list(packed) == ids
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_many_ids_one_by_one(tokenizer: Tokenizer) -> None:
+    text = "abc" * 1000
+    assert list(tokenizer.encode_packed(text)) == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udc00b"])

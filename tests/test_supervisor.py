@@ -141,3 +141,15 @@ def test_orphans_of_others_are_reaped(supervised, tmp_path) -> None:
     wait_for(lambda: not exists(orphan), "the orphan, a zombie by now, is reaped")
     children = psutil.Process(it.process.pid).children()
     assert [child.pid for child in children] == it.pids("orphan-maker")[:1]
+
+
+def test_children_of_children_are_gone_before_the_supervisor_is(supervised, tmp_path) -> None:
+    it = start(supervised, tmp_path, "parent")
+    it.wait_ready()
+    parent, child = it.pids("parent")
+    os.kill(parent, signal.SIGKILL)
+    wait_for(lambda: not exists(child), "the child's child died with it, and was reaped")
+    wait_for(lambda: len(it.pids("parent")) == 4, "both are started again")
+    status, _ = it.end(signal.SIGTERM)
+    assert status == 0
+    assert not any(exists(pid) for pid in it.pids("parent"))

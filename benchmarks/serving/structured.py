@@ -1,6 +1,6 @@
 """Tokens/s of 16 streams of JSON under a schema against the same streams without, embedded model, same cores.
 
-The engine is driven as its loop drives it; masks come from the real grammar processes, on the same cores.
+Through HTTP, and with the engine in this process. Masks come from the real grammar processes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from benchmarks.report import Report, interleave, paired_ratio
+from benchmarks.serving.live_server import live_server, read_streams
 from server.config import EngineConfig
 from server.sequence import Grammar, SamplingParams, SequenceRequest
 from server.startup import child_environment, resolve_engine
@@ -35,7 +36,8 @@ SCHEMA = {
 }
 
 
-def _cases() -> dict[str, Any]:
+def _offline() -> Any:
+    """The engine in this process, driven as its loop drives it; returns a timed case."""
     from server.assembly import assemble
     from server.tokenizer import load_tokenizer
 
@@ -60,8 +62,14 @@ def _cases() -> dict[str, Any]:
         assert num_tokens == STREAMS * TOKENS
         return num_tokens / (time.perf_counter() - started)
 
-    schema = Grammar("json_schema", json.dumps(SCHEMA))
-    return {"plain": lambda: stream_all(None), "json_schema": lambda: stream_all(schema)}
+    return stream_all
+
+
+def _through_http(port: int, extra: dict[str, Any]) -> float:
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0.8, **extra}
+    started = time.perf_counter()
+    read_streams(port, [{**body, "seed": seed} for seed in range(STREAMS)])
+    return STREAMS * TOKENS / (time.perf_counter() - started)
 
 
 def run(repeats: int = 21) -> Report:
@@ -71,13 +79,23 @@ def run(repeats: int = 21) -> Report:
         f"Embedded model, {STREAMS} streams of {TOKENS} tokens: all under a JSON schema against none",
         ("output", "median tokens/s", "min", "max"),
     )
-    report.samples = interleave(_cases(), repeats)
+    schema = Grammar("json_schema", json.dumps(SCHEMA))
+    with live_server() as (port, _):
+        offline = _offline()
+        cases = {
+            "http_plain": lambda: _through_http(port, {"ignore_eos": True}),
+            "http_schema": lambda: _through_http(port, {"structured_outputs": {"json": SCHEMA}}),
+            "offline_plain": lambda: offline(None),
+            "offline_schema": lambda: offline(schema),
+        }
+        report.samples = interleave(cases, repeats)
     for name, values in report.samples.items():
         report.add(name, statistics.median(values), min(values), max(values))
         report.figures[f"{name}_tokens_per_s"] = statistics.median(values)
-    ratio = paired_ratio(report.samples["json_schema"], report.samples["plain"])
-    report.figures["structured_over_plain"] = ratio
-    report.add("json_schema / plain", ratio, "", "")
+    for path in ("http", "offline"):
+        ratio = paired_ratio(report.samples[f"{path}_schema"], report.samples[f"{path}_plain"])
+        report.figures[f"{path}_schema_over_plain"] = ratio
+        report.add(f"{path}: schema / plain", ratio, "", "")
     report.plot = _plot(report.samples)
     return report
 

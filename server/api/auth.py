@@ -76,7 +76,7 @@ def _is_page(scope: Scope) -> bool:
 
 
 def _secret(headers: Iterable[tuple[bytes, bytes]], takes_basic: bool) -> bytes | None:
-    """The key that was sent; None without one, b"" for what is no key."""
+    """The key that was sent; None where none was sent in a way that counts here, b"" for what is no key."""
     values = [value for name, value in headers if name == b"authorization"]
     if not values:
         return None
@@ -87,7 +87,7 @@ def _secret(headers: Iterable[tuple[bytes, bytes]], takes_basic: bool) -> bytes 
         return rest.strip()
     if kind.lower() == b"basic" and takes_basic:
         return _basic_password(rest.strip())
-    return b""
+    return None
 
 
 def _basic_password(encoded: bytes) -> bytes:

@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from server.api.body import read_json_body
 from server.api.engine_client import EngineClient
+from server.api.generation import Generation
 from server.api.logprobs import TokenNames
 from server.api.long_work import off_loop
-from server.api.metrics import Metrics, SequenceTimer
+from server.api.metrics import Metrics
 from server.api.parsing import parse_completion
 from server.api.planning import Plan, plan
 from server.api.protocol import CompletionRequest
@@ -20,10 +21,12 @@ from server.api.replies import Head
 from server.api.request_view import RequestView
 from server.api.responses import CompletionResponse
 from server.api.run import Run
+from server.api.sequence_timer import SequenceTimer
 from server.errors import EngineGoneError, RequestError
 from server.tokenizer import Tokenizer
 
 _OFF_LOOP_BYTES = 1 << 16  # larger bodies are parsed in a thread
+_RESUMABLE = "X-Stream-Resumable"
 
 
 class CompletionsRoute:
@@ -40,13 +43,13 @@ class CompletionsRoute:
 
     async def __call__(self, request: Request) -> Response:
         arrived_at = time.monotonic()
+        _refuse_resuming(request)
         body = await read_json_body(request)
         parsed = await _parse(body)
         if parsed.model is not None and parsed.model != self._model_name:
             raise unknown_model()
         if not self._engine.is_connected or self._engine.info is None:
-            self._metrics.on_rejection("engine_gone")
-            raise EngineGoneError("The engine is not connected.")
+            raise self._engine_gone()
         planned = await plan(parsed, self._tokenizer, self._engine.info)
         return CompletionResponse(lambda: self._start(planned, arrived_at), planned)
 
@@ -56,10 +59,26 @@ class CompletionsRoute:
         view = RequestView(planned.request, self._tokenizer, self._names)
         prompts = [view.prompt(prompt_ids) for prompt_ids in planned.prompts]
         choices = [view.choice(prompt) for prompt in prompts for _ in range(planned.n)]
-        generation = await self._engine.submit(planned.requests())
-        self._metrics.on_submit(planned.prompts, planned.n, planned.params.max_tokens)
+        generation = await self._submit(planned)
         timers = [SequenceTimer(self._metrics, arrived_at) for _ in choices]
         return Run(planned, head, generation, choices, timers, prompts)
+
+    async def _submit(self, planned: Plan) -> Generation:
+        try:
+            generation = await self._engine.submit(planned.requests())
+        except EngineGoneError:  # since the request was planned
+            raise self._engine_gone() from None
+        self._metrics.on_submit(
+            planned.prompts,
+            n=planned.num_returned,
+            num_sequences=planned.n,
+            max_tokens=planned.params.max_tokens,
+        )
+        return generation
+
+    def _engine_gone(self) -> EngineGoneError:
+        self._metrics.on_rejection("engine_gone")
+        return EngineGoneError("The engine is not connected.")
 
     def _head(self, planned: Plan) -> Head:
         info = self._engine.info
@@ -80,6 +99,14 @@ def unknown_model() -> RequestError:
         code="model_not_found",
         status=404,
     )
+
+
+def _refuse_resuming(request: Request) -> None:
+    """As stream_options.resumable is: whoever asks for it relies on it."""
+    if request.headers.get(_RESUMABLE, "0") != "0":
+        raise RequestError(
+            f"{_RESUMABLE}: resumable streams are not supported by this server.", param=_RESUMABLE
+        )
 
 
 async def _parse(body: bytes) -> CompletionRequest:

@@ -51,8 +51,8 @@ class Generation:
     ) -> None:
         self.first_seq_id = first_seq_id
         self.is_running = True  # something more will come; what has come may still wait to be taken
-        self.error: Exception | None = None  # why not, unless every sequence has ended
-        self.failed: tuple[int, FailureKind] | None = None  # the index of the sequence that did
+        self.error: Exception | None = None  # why not, or why nobody reads what has come
+        self.failed: dict[int, FailureKind] = {}  # by the index of the sequence that did
         self._running = set(range(first_seq_id, first_seq_id + num_sequences))
         self._abort = abort
         self._turn = turn
@@ -108,14 +108,14 @@ class Generation:
             self._prompt_reader(chunk.seq_id - self.first_seq_id, chunk)
 
     def deliver_failure(self, failure: SequenceFailure) -> None:
-        self.failed = (failure.seq_id - self.first_seq_id, failure.kind)
+        self.failed[failure.seq_id - self.first_seq_id] = failure.kind
         self.fail(failure_error(failure.kind))
 
     def fail(self, error: Exception) -> None:
-        """Nothing more will come; the first reason stays."""
-        if self.is_running:
+        """Nothing more will come, or nobody is left to read what has; the first reason stays."""
+        if self.error is None:
             self.error = error
-            self.is_running = False
+        self.is_running = False
         self._announce()
 
     def _discard(self, seq_id: int) -> None:

@@ -7,6 +7,7 @@ more than the token itself. Head and end of a response still go through `send`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,10 +69,22 @@ class StreamingHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._cycles: deque[RequestResponseCycle] = deque()  # the oldest first
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells only the latest request of it; behind pipelined ones the running one would run on."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # starts a task, which runs later
         if self.cycle is not None and self.cycle.scope is self.scope:
+            while self._cycles and self._cycles[0].response_complete:
+                self._cycles.popleft()
+            self._cycles.append(self.cycle)
             self.scope["extensions"] = {_EXTENSION: BodyWriter(self.cycle, self.flow)}  # type: ignore[dict-item]
 
 

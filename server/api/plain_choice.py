@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 
 import msgspec
 
 from server.api.choice_stream import Delta
+from server.api.json_parts import item_parts
 from server.api.logprobs import Logprobs
 from server.api.plain_prompt import PlainPrompt
 from server.sequence import FinishReason
@@ -56,7 +56,7 @@ class PlainChoice:
             yield b',"prompt_token_ids":' + _encode(prompt.view.token_ids)
         if prompt.prompt_logprobs is not None:
             yield b',"prompt_logprobs":['
-            yield from _item_parts(prompt.maps(), b"")
+            yield from item_parts(prompt.maps(), _PART_ENTRIES)
             yield b"]"
         yield b"}"
 
@@ -67,18 +67,7 @@ class PlainChoice:
         separator = b"{"
         for name, echoed in prompt.echoed().items():
             yield b'%s"%s":[' % (separator, name.encode())
-            yield from _item_parts(echoed(), bytes(self._logprobs[name]))
+            yield from item_parts(echoed(), _PART_ENTRIES, bytes(self._logprobs[name]))
             yield b"]"
             separator = b","
         yield b"}"
-
-
-def _item_parts(entries: Iterable[object], last: bytes) -> Iterator[bytes]:
-    """The items of a JSON list, a few a part; `last` are some that are JSON already."""
-    iterator = iter(entries)
-    separator = b""
-    while some := list(islice(iterator, _PART_ENTRIES)):
-        yield separator + _encode(some)[1:-1]
-        separator = b","
-    if last:
-        yield separator + last

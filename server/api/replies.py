@@ -1,12 +1,8 @@
-"""The parts that plain replies and streams have in common: the head, logprobs, usage."""
+"""The parts that plain replies and streams have in common: the head, usage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
-
-from server.api.logprobs import Logprobs
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -36,14 +32,4 @@ def usage_of(num_prompt_tokens: int, num_tokens: int, num_cached_tokens: int) ->
         num_tokens,
         num_prompt_tokens + num_tokens,
         PromptTokensDetails(num_cached_tokens),
-    )
-
-
-def join_logprobs(parts: Sequence[Logprobs]) -> Logprobs:
-    """Of consecutive pieces of one choice."""
-    return Logprobs(
-        tokens=[token for part in parts for token in part["tokens"]],
-        token_logprobs=[value for part in parts for value in part["token_logprobs"]],
-        top_logprobs=[top for part in parts for top in part["top_logprobs"]],
-        text_offset=[offset for part in parts for offset in part["text_offset"]],
     )

@@ -17,7 +17,7 @@ from server.api.event_stream import EventStream
 from server.api.faults import log_fault
 from server.api.generation import ClientGoneError, Generation
 from server.api.http_protocol import body_writer
-from server.api.json_body import send_json
+from server.api.json_parts import send_json
 from server.api.plain_reply import PlainReply
 from server.api.planning import Plan
 from server.api.request_log import record_of
@@ -52,11 +52,12 @@ class CompletionResponse(Response):
             await (_send_stream(run, scope, send) if self._is_stream else _send_plain(run, send))
             record.status = 200
         except ClientGoneError:
-            record.is_client_gone = True  # nobody is there to be told
+            pass  # nobody is there to be told
         finally:
             watcher.cancel()
             run.end()
             run.note(record)
+            record.is_client_gone = isinstance(run.generation.error, ClientGoneError)
 
 
 async def _watch(receive: Receive, generation: Generation) -> None:
@@ -101,18 +102,28 @@ async def _send_stream(run: Run, scope: Scope, send: Send) -> None:
     try:
         await stream.begun()
         await send(_STREAM_START)
-        record_of(scope).status = 200
+        record = record_of(scope)
+        record.status = 200
         stream.start()
         try:
             await stream.ended()
         except ClientGoneError:
             raise
         except Exception as error:
+            record.code = _code(error)
             event = error_event(_error_json(error))
             await send({"type": "http.response.body", "body": event, "more_body": True})
     finally:
         stream.close()
     await send({"type": "http.response.body", "body": b""})
+
+
+def _code(error: Exception) -> str:
+    """For the log, where the status is that of the stream's beginning."""
+    if isinstance(error, EngineGoneError):
+        return "engine_gone"
+    code = error.code if isinstance(error, RequestError) else None
+    return code or "internal"
 
 
 def _error_json(error: Exception) -> bytes:

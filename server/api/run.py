@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from server.api.behind import BEHIND_STEPS, join_deltas, join_outputs
 from server.api.choice_stream import ChoiceStream, Delta
 from server.api.generation import Generation
-from server.api.metrics import SequenceTimer
 from server.api.plain_prompt import PlainPrompt
 from server.api.planning import Plan
 from server.api.replies import Head, Usage, usage_of
 from server.api.request_log import CompletionRecord
+from server.api.sequence_timer import SequenceTimer
 from server.sequence import FirstOutput, PromptLogprobs, SequenceOutput
 
 Piece = tuple[int, Delta]  # index of the choice, and what it gains
@@ -127,8 +127,7 @@ class Run:
     def end(self) -> None:
         """Whoever submitted it calls this, whatever happened: what still runs is aborted."""
         self.generation.close()
-        if self.generation.failed is not None:
-            index, kind = self.generation.failed
+        for index, kind in self.generation.failed.items():
             self._timers[index].on_failure(kind)
         for timer in self._timers:
             timer.on_abort()
@@ -138,7 +137,7 @@ class Run:
         record.response_id = self.head.id
         record.model = self.head.model
         record.is_stream = bool(self.plan.request.stream)
-        record.n = self.plan.n
+        record.n = self.plan.num_returned
         record.num_prompts = len(self.plan.prompts)
         record.num_prompt_tokens = self.plan.num_prompt_tokens
         record.num_cached_tokens = self._num_cached_tokens()

@@ -29,6 +29,9 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+        # The router's patterns end with `$`, which overlooks a last line break: it would serve /metrics%0A as
+        # /metrics, though to whoever guards or logs by path it is another.
+        self.scope["path"] = self.scope["path"].replace("\n", "%0A")
 
     def _unsupported_upgrade_warning(self) -> None:
         """uvicorn would log advice to install a library, whenever a client asks for one."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from server.api.body import read_json_body
 from server.api.completions import unknown_model
 from server.api.engine_client import EngineClient
 from server.api.get_route import get_route
+from server.api.json_parts import JsonPartsResponse, item_parts
 from server.api.long_work import off_loop
 from server.api.protocol import TokenIds
 from server.api.strict_body import parse_strict
 from server.errors import EngineGoneError, RequestError
 from server.tokenizer import Tokenizer
+from server.tokenizer.encoding import PackedIds
 
 _OFF_LOOP_BYTES = 4096  # more take over half a millisecond: not on the event loop
+_PART_IDS = 256  # of a reply: a part takes some 0.1 ms with strings
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 _EXPECTED = {
     "model": "a string",
@@ -88,25 +94,23 @@ def tokenize_router(model_name: str, tokenizer: Tokenizer, engine: EngineClient)
             raise unknown_model()
 
     @router.post("/tokenize", response_model=None)
-    async def tokenize(request: Request) -> dict[str, Any]:
+    async def tokenize(request: Request) -> Response:
         body = await read_json_body(request)
         asked = await _parsed(TokenizeRequest, body)
         check_model(asked.model)
         if engine.info is None:
             raise EngineGoneError("The engine is not connected.")
         ids = await _maybe_off_loop(len(body), _ids, tokenizer, asked.prompt)
-        reply = {"count": len(ids), "max_model_len": engine.info.max_model_len, "tokens": ids}
-        strings = [_text(tokenizer, [i]) for i in ids] if asked.return_token_strs else None
-        return {**reply, "token_strs": strings}
+        strings = tokenizer if asked.return_token_strs else None
+        return JsonPartsResponse(_tokenized(ids, engine.info.max_model_len, strings))
 
     @router.post("/detokenize", response_model=None)
-    async def detokenize(request: Request) -> dict[str, str]:
+    async def detokenize(request: Request) -> Response:
         body = await read_json_body(request)
         asked = await _parsed(DetokenizeRequest, body)
         check_model(asked.model)
-        if not tokenizer.are_tokens(asked.tokens):
-            raise RequestError("tokens must be ids of this model's vocabulary.", param="tokens")
-        return {"prompt": await _maybe_off_loop(len(body), _text, tokenizer, asked.tokens)}
+        reply = await _maybe_off_loop(len(body), _detokenized, tokenizer, asked.tokens)
+        return Response(reply, media_type="application/json")
 
     @get_route(router, "/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
@@ -125,11 +129,32 @@ async def _maybe_off_loop(num_bytes: int, function: Any, *arguments: Any) -> Any
     return await off_loop(function, *arguments)
 
 
-def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def _ids(tokenizer: Tokenizer, prompt: str) -> PackedIds | list[int]:
     """As of a completion's prompt; but a special token's spelling alone is that token: lm-evaluation-harness
     asks so for the id of the end token."""
     special_id = tokenizer.special_tokens.get(prompt)
-    return tokenizer.encode(prompt) if special_id is None else [special_id]
+    return tokenizer.encode_packed(prompt) if special_id is None else [special_id]
+
+
+def _tokenized(
+    ids: PackedIds | list[int], max_model_len: int, tokenizer: Tokenizer | None
+) -> Iterator[bytes]:
+    """A TokenizeReply, with strings where there is a tokenizer: of a long text many MB."""
+    yield b'{"count":%d,"max_model_len":%d,"tokens":[' % (len(ids), max_model_len)
+    yield from item_parts(ids, _PART_IDS)
+    if tokenizer is None:
+        yield b'],"token_strs":null}'
+        return
+    yield b'],"token_strs":['
+    yield from item_parts((_text(tokenizer, [i]) for i in ids), _PART_IDS)
+    yield b"]}"
+
+
+def _detokenized(tokenizer: Tokenizer, token_ids: list[int]) -> bytes:
+    """A DetokenizeReply. Raises RequestError."""
+    if not tokenizer.are_tokens(token_ids):
+        raise RequestError("tokens must be ids of this model's vocabulary.", param="tokens")
+    return msgspec.json.encode({"prompt": _text(tokenizer, token_ids)})
 
 
 def _text(tokenizer: Tokenizer, token_ids: list[int]) -> str:

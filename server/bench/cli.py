@@ -119,7 +119,8 @@ async def _run_loads(
 
 
 def _tell(config: BenchConfig, facts: ServerFacts, runs: list[LoadRun]) -> int:
-    summaries = [summarize(run, config.targets_ms()) for run in runs if run.records]
+    measured = [run for run in runs if run.records]
+    summaries = [summarize(run, config.targets_ms()) for run in measured]
     if not summaries and any(run.is_stopped for run in runs):
         return _INTERRUPTED
     if not summaries:
@@ -129,7 +130,7 @@ def _tell(config: BenchConfig, facts: ServerFacts, runs: list[LoadRun]) -> int:
     if config.json:
         write_report(Path(config.json), config, facts, summaries)
     if config.png:
-        draw(Path(config.png), f"{title}\n{command(config)}", runs, summaries)
+        draw(Path(config.png), f"{title}\n{command(config)}", measured, summaries)
     return _status(runs, summaries)
 
 

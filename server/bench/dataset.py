@@ -28,7 +28,7 @@ def load_dataset(path: Path) -> list[Conversation]:
     """JSON (a list) or JSON lines; an entry is ShareGPT's (`conversations`), OpenAI's (`messages`) or has a
     `prompt`. Entries without a first turn of a person are left out. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--dataset {path}: no such file of UTF-8 text.") from error
     found = [entry for document in _documents(path, text) for entry in _conversation(document)]
@@ -42,7 +42,7 @@ def _documents(path: Path, text: str) -> list[Any]:
         if text.lstrip().startswith("["):
             documents: list[Any] = json.loads(text)
             return documents
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as error:
         raise ConfigError(f"--dataset {path}: neither a JSON list nor JSON lines.") from error
 

@@ -124,8 +124,12 @@ class Engine:
         """Dispatch a step if there is anything to schedule; then, unless the runner takes another one
         first, wait for the oldest and return what it added."""
         self._open_gates()
-        step, in_flight = self._scheduler.schedule(self._num_steps), self._in_flight
-        self._is_stalled = not step.sequences and not in_flight
+        scheduler, in_flight = self._scheduler, self._in_flight
+        num_preemptions = scheduler.num_preemptions
+        step = scheduler.schedule(self._num_steps)
+        # A preemption made room for the next call.
+        has_moved = bool(step.sequences) or scheduler.num_preemptions > num_preemptions
+        self._is_stalled = not has_moved and not in_flight
         if step.sequences:
             self._num_steps += 1
             if step.batch.new_rows:
@@ -231,7 +235,7 @@ class Engine:
             num_steps=self._num_steps,
             num_step_tokens=scheduler.num_scheduled_tokens,
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=scheduler.num_waiting,
             num_used_blocks=scheduler.blocks.num_used,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,

@@ -64,6 +64,17 @@ class Scheduler:
         self.num_cache_queries = 0
         self.num_cache_hits = 0
 
+    @property
+    def num_waiting(self) -> int:
+        """Without a row, for want of one or of what they may draw."""
+        num_waiting = len(self.waiting)
+        if self.num_gated:
+            num_waiting += sum(
+                seq.row < 0 and not seq.is_ready and not seq.is_all_dispatched
+                for seq in self.sequences.values()
+            )
+        return num_waiting
+
     def submit(self, request: SequenceRequest, owner: int) -> SequenceState:
         """Queue a sequence. Raises RequestError for one that could never be finished."""
         seq = SequenceState.from_request(request, owner, self.max_model_len)

@@ -32,6 +32,7 @@ class _Gate:
     key: int
     fixed: int  # a bit set, as all that is combined
     bad_words: tuple[tuple[int, ...], ...]  # of more than one id
+    is_grammar_alone: bool
 
 
 class TokenMasks:
@@ -43,6 +44,7 @@ class TokenMasks:
         self._num_bytes = -(-vocab_size // 32) * 4
         self._all = ((1 << vocab_size) - 1) & ~_bits(no_tokens)
         self._grammars = grammars
+        self._nothing = bytes(self._num_bytes)
         self._num_keys = 0
         self._gates: dict[SequenceState, _Gate] = {}
         self._by_key: dict[int, _Gate] = {}
@@ -67,7 +69,8 @@ class TokenMasks:
         if grammar is None and not bad_words:
             seq.allowed = None if fixed == self._all else self._to_bytes(fixed)
             return None
-        gate = _Gate(seq, self._num_keys, fixed, bad_words)
+        is_grammar_alone = fixed == self._all and not bad_words and params.min_tokens == 0
+        gate = _Gate(seq, self._num_keys, fixed, bad_words, is_grammar_alone)
         self._num_keys += 1
         self._gates[seq] = self._by_key[gate.key] = gate
         seq.is_gated = True
@@ -149,6 +152,8 @@ class TokenMasks:
         if reply is not None:
             if len(reply) != self._num_bytes:
                 raise ValueError(f"a mask of {len(reply)} bytes instead of {self._num_bytes}")
+            if gate.is_grammar_alone:  # nearly every time: nothing to combine
+                return None if reply == self._nothing else reply
             allowed &= int.from_bytes(reply, "little")
         if gate.bad_words:
             allowed &= ~_bits(_ends_of_bad_words(gate))
@@ -188,7 +193,9 @@ def _leaves_something(allowed: int, seq: SequenceState) -> bool:
     params = seq.params
     if len(seq.token_ids) - seq.num_prompt_tokens < params.min_tokens:
         end = () if params.eos_token_id is None else (params.eos_token_id,)
-        allowed &= ~_bits((*params.stop_token_ids, *end))
+        ends = (*params.stop_token_ids, *end)
+        num_ids = allowed.bit_length()  # stop ids may be any number
+        allowed &= ~_bits(token_id for token_id in ends if 0 <= token_id < num_ids)
     return bool(allowed)
 
 

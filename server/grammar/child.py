@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
 import subprocess
 import sys
+import time
 from typing import Literal
 
 import msgspec
@@ -15,6 +17,8 @@ from server.grammar.board import Board, Work
 from server.grammar.frames import FromHelper, ToHelper
 from server.ipc.wire import FrameError, FrameReader, with_header
 from server.lifeline import ChildLink
+
+_log = logging.getLogger(__name__)
 
 Role = Literal["checker", "masker"]
 
@@ -41,17 +45,27 @@ class GrammarChild:
         self._unsent = bytearray()
         self.is_gone = False  # it has ended, or does not speak our protocol; `end` it
         self.has_answered = False
-        fds = (far_end.fileno(), self._board.fd, self._link.child_end.fileno())
-        argv = [sys.executable, "-c", _BOOT, role, *map(str, fds), str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*argv, ":".join(sys.path)], stdin=subprocess.DEVNULL, pass_fds=fds
-        )
+        self.heard_s = time.monotonic()  # when it last said something, or was started
+        self._process = self._spawn(role, far_end)
         far_end.close()
         self._link.tell({"model": model, "vocab_size": vocab_size})
         poll.register(self._socket, select.EPOLLIN)
 
+    def _spawn(self, role: Role, far_end: socket.socket) -> subprocess.Popen[bytes] | None:
+        """None where the system has no room for another process: that is one that ended at once."""
+        fds = (far_end.fileno(), self._board.fd, self._link.child_end.fileno())
+        argv = [sys.executable, "-c", _BOOT, role, *map(str, fds), str(os.getpid())]
+        try:
+            return subprocess.Popen(
+                [*argv, ":".join(sys.path)], stdin=subprocess.DEVNULL, pass_fds=fds
+            )
+        except OSError:
+            _log.exception("a grammar process could not be started")
+            return None
+
     @property
     def pid(self) -> int:
+        assert self._process is not None
         return self._process.pid
 
     def send(self, frame: ToHelper) -> None:
@@ -87,7 +101,8 @@ class GrammarChild:
             pass
         except (OSError, FrameError, msgspec.MsgspecError):
             self.is_gone = True
-        self.has_answered |= bool(frames)
+        if frames:
+            self.has_answered, self.heard_s = True, time.monotonic()
         return frames
 
     def working(self) -> list[Work]:
@@ -95,8 +110,10 @@ class GrammarChild:
 
     def end(self) -> int:
         """Kill it and free what it held; its exit status, negative for a signal."""
-        self._process.kill()
-        status = self._process.wait()
+        status = 1
+        if self._process is not None:
+            self._process.kill()
+            status = self._process.wait()
         self._poll.unregister(self._socket)
         self._socket.close()
         self._link.close()

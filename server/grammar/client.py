@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 MAX_CHECK_S = 10.0
 MAX_COMPILE_S = 10.0
 MAX_MASK_S = 2.0
+MAX_SILENCE_S = 30.0  # of a process that owes an answer and is at nothing: a stopped one, say
 _MAX_BARREN_STARTS = 3  # in a row, of a process that dies before it has said or begun anything
 
 
@@ -44,12 +45,14 @@ class _Sequence:
     source: str | None = None  # None: being checked
     num_sent: int = 0  # of token_ids, known to this masker
     is_pending: bool = False  # the masker owes a mask; one at a time
+    asked_s: float = 0.0  # when it was asked for that
     is_owed: bool = True  # the engine waits for the mask of all of token_ids
 
 
 @dataclass(slots=True, eq=False)
 class _CheckOf:
     grammar: Grammar
+    asked_s: float
     keys: list[int] = field(default_factory=list)  # who waits for it
 
 
@@ -65,6 +68,7 @@ class GrammarClient:
         self._poll = select.epoll()
         self._children: dict[Role, GrammarChild] = {}
         self._num_barren: dict[Role, int] = {"checker": 0, "masker": 0}
+        self._seen_late: dict[Role, Work | None] = {}  # by the last call of `replies`
         self._verdicts = Verdicts()
         self._sequences: dict[int, _Sequence] = {}
         self._checks: dict[int, _CheckOf] = {}
@@ -113,7 +117,7 @@ class GrammarClient:
             for frame in child.receive():
                 self._apply(role, frame)
             late = self._late_work(role, child)
-            if child.is_gone or late is not None:
+            if child.is_gone or late is not None or self._is_silent(role, child):
                 self._bury(role, child, late)
         replies, self._replies = self._replies, []
         return replies
@@ -122,9 +126,11 @@ class GrammarClient:
         check_id = self._check_ids.get(grammar)
         if check_id is None:
             check_id, self._num_checks = self._num_checks, self._num_checks + 1
-            self._check_ids[grammar], self._checks[check_id] = check_id, _CheckOf(grammar)
+            self._check_ids[grammar] = check_id
+            self._checks[check_id] = _CheckOf(grammar, self._clock(), [key])
             self._child("checker").send(Check(check_id, grammar))
-        self._checks[check_id].keys.append(key)
+        else:
+            self._checks[check_id].keys.append(key)
 
     def _leave_check(self, key: int, grammar: Grammar) -> None:
         check_id = self._check_ids[grammar]
@@ -132,7 +138,8 @@ class GrammarClient:
         check.keys.remove(key)
         if not check.keys:
             del self._check_ids[grammar], self._checks[check_id]
-            self._children["checker"].send(Drop(check_id))
+            if "checker" in self._children:
+                self._children["checker"].send(Drop(check_id))
 
     def _apply(self, role: Role, frame: FromHelper) -> None:
         if isinstance(frame, Masks):
@@ -159,22 +166,25 @@ class GrammarClient:
             seq.is_owed = False
             self._replies.append(GrammarReply(key, allowed))
 
-    @staticmethod
-    def _note_sent(seq: _Sequence) -> None:
+    def _note_sent(self, seq: _Sequence) -> None:
         seq.num_sent = len(seq.token_ids)
-        seq.is_pending = True
+        seq.is_pending, seq.asked_s = True, self._clock()
 
-    def _conclude(self, check_id: int, verdict: Verdict) -> None:
+    def _conclude(self, check_id: int, verdict: Verdict, is_lasting: bool = True) -> None:
         check = self._checks.pop(check_id, None)
         if check is not None:
             del self._check_ids[check.grammar]
-            self._verdicts.put(check.grammar, verdict)
+            if is_lasting:
+                self._verdicts.put(check.grammar, verdict)
             for key in check.keys:
                 self._judge(key, verdict)
 
     def _judge(self, key: int, verdict: Verdict) -> None:
+        seq = self._sequences.get(key)
+        if seq is None:  # refused as a sibling of one that killed the masker
+            return
         if isinstance(verdict, Passed):
-            self._sequences[key].source = verdict.source
+            seq.source = verdict.source
             self._send_open(key, verdict.source)
         else:
             self._refuse(key, verdict)
@@ -196,12 +206,23 @@ class GrammarClient:
         return child
 
     def _late_work(self, role: Role, child: GrammarChild) -> Work | None:
-        now_s = self._clock()
+        """Seen twice: where all of us were stopped for a while, it may end at any moment now."""
+        now_s, late = self._clock(), None
         for work in child.working():
             limit_s = MAX_CHECK_S if role == "checker" else (MAX_MASK_S, MAX_COMPILE_S)[work.slot]
             if now_s - work.since_s > limit_s:
-                return work
-        return None
+                late = work
+                break
+        before, self._seen_late[role] = self._seen_late.get(role), late
+        return late if late == before else None
+
+    def _is_silent(self, role: Role, child: GrammarChild) -> bool:
+        before_s = self._clock() - MAX_SILENCE_S
+        if child.heard_s > before_s or child.working():
+            return False
+        if role == "checker":
+            return any(check.asked_s < before_s for check in self._checks.values())
+        return any(seq.is_pending and seq.asked_s < before_s for seq in self._sequences.values())
 
     def _bury(self, role: Role, child: GrammarChild, late: Work | None) -> None:
         """Blame what it was working on, and give the rest to a new process. Of two things at work the
@@ -211,9 +232,12 @@ class GrammarClient:
         culprit = late or (at_work[-1] if at_work else None)
         status = child.end()
         is_slow = late is not None or status == -signal.SIGPROF
+        # Whoever kills processes from outside says nothing about a grammar.
+        is_lasting = late is not None or status not in (-signal.SIGKILL, -signal.SIGTERM)
         _log.warning("grammar %s ended with status %d; it is started again", role, status)
         if culprit is not None:
-            self._blame(role, culprit, "grammar_too_slow" if is_slow else "grammar_too_complex")
+            kind: FailureKind = "grammar_too_slow" if is_slow else "grammar_too_complex"
+            self._blame(role, culprit, kind, is_lasting)
         is_barren = culprit is None and not child.has_answered
         self._num_barren[role] = self._num_barren[role] + 1 if is_barren else 0
         if self._num_barren[role] < _MAX_BARREN_STARTS:
@@ -223,9 +247,9 @@ class GrammarClient:
             self._num_barren[role] = 0
             self._fail_all(role)
 
-    def _blame(self, role: Role, work: Work, kind: FailureKind) -> None:
+    def _blame(self, role: Role, work: Work, kind: FailureKind, is_lasting: bool) -> None:
         if role == "checker":
-            self._conclude(work.key, kind)
+            self._conclude(work.key, kind, is_lasting)
             return
         seq = self._sequences.get(work.key)
         if seq is not None:

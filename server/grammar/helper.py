@@ -6,10 +6,13 @@ nobody's mask waits for it. `masker` compiles what has passed, and makes the mas
 
 from __future__ import annotations
 
+import gc
+import os
 import resource
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from setproctitle import setproctitle
 
@@ -29,6 +32,8 @@ def main() -> None:
     line, board = Line(socket.socket(fileno=int(socket_fd))), Board(int(board_fd))
     run = _load(role, told["model"], told["vocab_size"])
     limit_memory(_MAX_MEMORY_BYTES)
+    gc.freeze()  # what is loaded stays: a collection that walks it would hold up every mask
+    _let_the_engine_finish()
     run(line, board)
 
 
@@ -40,6 +45,13 @@ def _load(role: str, model: str, vocab_size: int) -> Callable[[Line, Board], Non
     compiler = Compiler(load_tokenizer(model), vocab_size)
     module = masker if role == "masker" else checker
     return lambda line, board: module.run(compiler, line, board)
+
+
+def _let_the_engine_finish() -> None:
+    """A woken process takes the core of who woke it, in the midst of a step. One of SCHED_BATCH waits until
+    a core is free: through HTTP 16 streams of JSON had 0.94 of plain ones' tokens/s, else 0.86 to 0.90."""
+    with suppress(OSError):  # where a sandbox forbids it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def limit_memory(num_bytes: int) -> None:

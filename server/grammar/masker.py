@@ -3,8 +3,10 @@ GIL. What it compiles has passed the checker."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import traceback
 from queue import SimpleQueue
 
 from llguidance import LLMatcher
@@ -39,7 +41,7 @@ class Masker:
         self._guard = threading.Lock()  # of the two above
         self._cache = MatcherCache(_CACHE_BYTES)
         self._to_compile: SimpleQueue[Open] = SimpleQueue()
-        threading.Thread(target=self._compile_all, name="compile", daemon=True).start()
+        threading.Thread(target=self._compile_or_die, name="compile", daemon=True).start()
 
     def apply(self, frame: ToHelper) -> None:
         if isinstance(frame, Advance):
@@ -60,6 +62,14 @@ class Masker:
         else:
             self._start(frame, compiled, MASKS)
 
+    def _compile_or_die(self) -> None:
+        """Without this thread nothing new would ever be answered. The board says what it was at."""
+        try:
+            self._compile_all()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
     def _compile_all(self) -> None:
         while True:
             frame = self._to_compile.get()
@@ -69,10 +79,15 @@ class Masker:
             try:
                 compiled = self._compiled(frame.source)
             except GrammarRefused as refusal:
-                self._line.send(Refused(frame.key, refusal.kind))
+                self._refuse(frame.key, refusal)
             else:
                 self._start(frame, compiled, COMPILES)
             self._board.clear(COMPILES)
+
+    def _refuse(self, key: int, refusal: GrammarRefused) -> None:
+        with self._guard:
+            self._opening.discard(key)
+        self._line.send(Refused(key, refusal.kind))
 
     def _compiled(self, source: str) -> LLMatcher:
         compiled = self._cache.get(source)
@@ -82,17 +97,18 @@ class Masker:
         return compiled
 
     def _start(self, frame: Open, compiled: LLMatcher, slot: int) -> None:
-        """A matcher of its own for the key, as far as its ids go, and the mask of what follows."""
+        """A matcher of its own for the key, as far as its ids go, and the mask of what follows. A fault
+        ends the process and leaves the key on the board."""
         self._board.begin(slot, frame.key)
         matcher = compiled.deep_copy()
         try:
             consume(matcher, frame.token_ids)
             allowed = self._compiler.mask(matcher)
         except GrammarRefused as refusal:
-            self._line.send(Refused(frame.key, refusal.kind))
-            return
-        finally:
             self._board.clear(slot)
+            self._refuse(frame.key, refusal)
+            return
+        self._board.clear(slot)
         with self._guard:
             if frame.key not in self._opening:
                 return

@@ -15,9 +15,15 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-_PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy")
+_PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy", "llguidance")
 _ROOT = Path(__file__).resolve().parents[2]
-_DECIDING_ROOMS = ("kernels", "server/model", "server/runner", "server/tokenizer")
+_DECIDING_ROOMS = (
+    "kernels",
+    "server/model",
+    "server/runner",
+    "server/tokenizer",
+    "server/grammar",
+)
 # Everything of a model directory that may be read: weights, config and tokenizer.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
 _READ_BYTES = 1 << 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,8 @@ import tiktoken
 
 # GPT-2's splitting, in tiktoken's form: possessive, so that no text makes it backtrack.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+_ITERATED_IDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,17 @@ class PackedIds:
     def __len__(self) -> int:
         return len(self._ranks)
 
+    def __iter__(self) -> Iterator[int]:
+        """Only a few of them are objects at a time."""
+        for start in range(0, len(self), _ITERATED_IDS):
+            yield from self._unpack(self._ranks[start : start + _ITERATED_IDS])
+
     def last(self, num_ids: int) -> list[int]:
         """At most so many of them, from the end."""
-        ranks = self._ranks[-num_ids:].tolist()
+        return self._unpack(self._ranks[-num_ids:])
+
+    def _unpack(self, packed: memoryview) -> list[int]:
+        ranks: list[int] = packed.tolist()
         return ranks if self._ids is None else [self._ids[rank] for rank in ranks]
 
 

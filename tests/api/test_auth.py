@@ -49,6 +49,10 @@ NO_ROUTES = (
     "/metrics/",
     "/docs/%2e%2e/health",
     "//health",
+    "/health%0A",
+    "/metrics%0A",
+    "/tokenizer_info%0a",
+    "/v1/models%0A",
 )
 
 
@@ -136,6 +140,21 @@ def test_a_refusal_says_what_to_do_and_asks_for_a_bearer(client: httpx.Client) -
 )
 def test_what_is_no_key_is_refused(client: httpx.Client, value: str) -> None:
     error_of(client.get("/v1/models", headers={"Authorization": value}), 401)
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"Authorization": "Bearer wrong"}, "not valid"),
+        ({}, "Authorization: Bearer KEY"),
+        (basic(INFER), "Authorization: Bearer KEY"),  # a browser that was asked for it on /docs
+        ({"Authorization": INFER}, "Authorization: Bearer KEY"),
+    ],
+)
+def test_who_sends_a_key_in_another_way_is_told_how(
+    client: httpx.Client, headers: dict[str, str], sentence: str
+) -> None:
+    assert sentence in error_of(client.get("/v1/models", headers=headers), 401)["message"]
 
 
 def test_two_keys_at_once_are_none(client: httpx.Client) -> None:

@@ -96,3 +96,24 @@ def test_a_slow_reader_holds_up_nobody_and_gets_all(
     assert texts == [chr(97 + index % 26) * 200 for index in range(60)]
     assert max(len(choice["text"]) for choice in choices) > 1
     assert engine.aborted == []
+
+
+def test_a_request_that_waits_behind_another_does_not_hide_the_end(
+    base_url: str, engine: FakeEngine
+) -> None:
+    """HTTP's pipelining: both came in one connection, and only the first has begun."""
+    tokens = [97]
+    engine.script = lambda _: tokens
+    sock = connect(base_url, stream=True, max_tokens=200)
+    wait_until(lambda: engine.num_running == 1)
+    sock.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"data: " in sock.recv(1 << 16)
+    reset(sock)
+
+    def is_over() -> bool:
+        if len(tokens) < 150:
+            tokens.append(97)  # a server that does not read learns of the end when it writes
+        return engine.num_running == 0
+
+    wait_until(is_over)
+    assert engine.aborted == [engine.submitted[0].seq_id]

@@ -124,7 +124,7 @@ def test_prompt_logprobs_and_failures_reach_their_request_alone() -> None:
             (0, packed_logprobs(first, [2, 3], 1, 1)),
             (0, packed_logprobs(first, [4], 3, 1)),
         ]
-        assert generation.failed == (1, "grammar_too_slow")
+        assert generation.failed == {1: "grammar_too_slow"}
         assert isinstance(generation.error, RequestError)
         assert client.num_open == 2  # the failed one is gone, and its sibling not yet aborted
         generation.close()

@@ -12,22 +12,12 @@ from server.api.expected import EXPECTED, NOT_SUPPORTED
 from server.api.protocol import CompletionRequest
 from tests.api.conftest import EOS, HOLE
 from tests.api.fake_engine import FakeEngine
+from tests.api.serving_app import error_of
 
 
 def refuse(client: httpx.Client, status: int = 400, **fields: Any) -> dict[str, Any]:
     response = client.post("/v1/completions", json={"prompt": "Hi", **fields})
     return error_of(response, status)
-
-
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["x-request-id"]
-    assert response.json().keys() == {"error"}
-    error: dict[str, Any] = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
-    assert error["message"].endswith(".")
-    return error
 
 
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -339,3 +329,18 @@ def test_a_harmless_request_id_is_returned(client: httpx.Client, sent: str, kept
     response = client.get("/health", headers={"X-Request-Id": sent})
     assert (response.headers["x-request-id"] == sent) is kept
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_resumable_streams_are_refused_also_by_their_header(
+    client: httpx.Client, engine: FakeEngine, value: str, stream: bool
+) -> None:
+    headers = {"X-Stream-Resumable": value}
+    body = {"prompt": "a", "stream": stream}
+    error = error_of(client.post("/v1/completions", json=body, headers=headers), 400)
+    assert error["param"] == "X-Stream-Resumable"
+    assert "resumable streams are not supported" in error["message"]
+    assert engine.submitted == []
+    headers = {"X-Stream-Resumable": "0"}
+    assert client.post("/v1/completions", json=body, headers=headers).status_code == 200

@@ -17,12 +17,13 @@ from server.api.event_stream import EventStream
 from server.api.generation import Generation, Turn
 from server.api.http_protocol import BodyWriter
 from server.api.logprobs import TokenNames
-from server.api.metrics import Metrics, SequenceTimer
+from server.api.metrics import Metrics
 from server.api.parsing import parse_completion
 from server.api.planning import plan
 from server.api.replies import Head
 from server.api.request_view import RequestView
 from server.api.run import Run
+from server.api.sequence_timer import SequenceTimer
 from server.sequence import FirstOutput, SequenceOutput
 from tests.api.conftest import EOS, make_tokenizer, word
 from tests.api.fake_engine import INFO, logprobs_of

@@ -72,6 +72,21 @@ def test_metrics_count_it_by_kind(client: httpx.Client, engine: FakeEngine) -> N
     assert count() == before + 1
 
 
+def test_each_sequence_that_failed_is_counted(client: httpx.Client, engine: FakeEngine) -> None:
+    """A grammar that does not compile ends all choices in one step."""
+
+    def finished(reason: str) -> float:
+        name = f'vllm:request_success_total{{engine="0",finished_reason="{reason}"'
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    errors, aborts = finished("error"), finished("abort")
+    engine.script = lambda _: []
+    engine.failures = dict.fromkeys(range(3), "grammar_invalid")
+    client.post("/v1/completions", json={"prompt": "a", "n": 3})
+    assert (finished("error") - errors, finished("abort") - aborts) == (3, 0)
+
+
 def _events(text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.split("\n") if line]
     return [json.loads(line.removeprefix("data: ")) for line in lines]

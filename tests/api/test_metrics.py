@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.engine_client import EngineClient
+from server.errors import EngineGoneError
 from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
 from tests.api.prometheus_page import Family, read_page
@@ -208,6 +210,29 @@ def test_a_sequence_is_counted_as_often_as_it_says(
     # a sequence's gaps add up to its decode time
     gaps = moved(before, after, "vllm:inter_token_latency_seconds", "_sum")
     assert gaps == pytest.approx(moved(before, after, "vllm:request_decode_time_seconds", "_sum"))
+
+
+def test_with_best_of_n_is_the_clients_and_all_candidates_count(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    before = page_of(client)
+    client.post("/v1/completions", json={"prompt": "Hi", "best_of": 3, "max_tokens": 5})
+    after = page_of(client)
+    assert moved(before, after, "vllm:request_params_n", "_sum") == 1
+    assert moved(before, after, "vllm:request_generation_tokens", "_count") == 3
+
+
+def test_an_engine_that_goes_while_a_request_is_read_counts_as_a_rejection(
+    client: httpx.Client, engine_client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def submit(_: object) -> None:
+        raise EngineGoneError("The engine went away.")
+
+    before = page_of(client)
+    monkeypatch.setattr(engine_client, "submit", submit)
+    assert client.post("/v1/completions", json={"prompt": "Hi"}).status_code == 503
+    rejections = "vllm:admission_rejections_total"
+    assert moved(before, page_of(client), rejections, reason="engine_gone") == 1
 
 
 def test_queues_have_a_limit_and_open_sequences_are_seen(

@@ -13,8 +13,10 @@ import pytest
 
 from server.api.app import Doors
 from server.logs import JsonFormatter
+from server.sequence import FailureKind
 from tests.api.conftest import MODEL, wait_until
 from tests.api.serving_app import ServedApp, served_app
+from tests.api.test_disconnect import connect, reset
 
 SECRET = "the prompt of a client"
 
@@ -115,6 +117,52 @@ def test_a_client_that_leaves_is_noted(
     assert "length" not in line["finish"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_it_has_read_all_is_noted(
+    app: ServedApp, log: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    """Nothing runs any more; what waits is more than the system's buffers take."""
+    script, app.engine.script = app.engine.script, lambda _: [ord("x")] * 200
+    try:
+        sock = connect(app.url, max_tokens=200, n=120, logprobs=20, stream=stream)
+        assert sock.recv(1 << 12).startswith(b"HTTP/1.1 200 ")
+        wait_until(lambda: app.engine.num_running == 0)
+        reset(sock)
+        line = the_line(log)
+    finally:
+        app.engine.script = script
+    assert (line["client_gone"], line["finish"]) == (True, {"length": 120})
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("no_token_allowed", "no_token_allowed"), ("internal",) * 2]
+)
+def test_how_a_stream_broke_is_told_beside_its_first_status(
+    app: ServedApp,
+    client: httpx.Client,
+    log: pytest.LogCaptureFixture,
+    kind: FailureKind,
+    code: str,
+) -> None:
+    script, app.engine.script = app.engine.script, lambda _: [ord("x")]
+    app.engine.failures = {0: kind}
+    try:
+        client.post("/v1/completions", json={"prompt": SECRET, "stream": True})
+        line = the_line(log)
+    finally:
+        app.engine.script, app.engine.failures = script, {}
+    assert (line["status"], line["code"], line["client_gone"]) == (200, code, False)
+    assert line["finish"] == {"none": 1}
+
+
+def test_n_is_what_the_client_asked_for(
+    client: httpx.Client, log: pytest.LogCaptureFixture
+) -> None:
+    client.post("/v1/completions", json={"prompt": "a", "best_of": 3, "max_tokens": 2})
+    line = the_line(log)
+    assert (line["n"], line["completion_tokens"], line["finish"]) == (1, 6, {"length": 3})
+
+
 def test_a_fault_of_ours_is_logged_with_its_place_and_without_its_words(
     client: httpx.Client, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +190,22 @@ def test_other_routes_leave_no_line(client: httpx.Client, log: pytest.LogCapture
     client.post("/tokenize", json={"prompt": "a"})
     client.post("/v1/completions", json={})
     assert the_line(log)["status"] == 400
+
+
+def test_no_other_spelling_of_the_path_escapes_the_log(
+    app: ServedApp, client: httpx.Client, log: pytest.LogCaptureFixture
+) -> None:
+    num_submitted = len(app.engine.submitted)
+    for path in (
+        "/v1/completions%0A",
+        "/v1/completions%0a",
+        "/v1//completions",
+        "/v1/completions/",
+    ):
+        assert client.post(path, json={"prompt": "a"}).status_code == 404
+    assert len(app.engine.submitted) == num_submitted
+    assert client.post("/v1/complet%69ons", json={"prompt": "a"}).status_code == 200
+    assert the_line(log)["status"] == 200
 
 
 def test_it_can_be_off(log: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,19 @@ def test_long_texts_are_the_same_off_the_loop(client: httpx.Client, tokenizer: T
     text = "well, Hello the é日 " * 4000
     reply = tokenize(client, prompt=text)
     assert reply.tokens == tokenizer.encode(text)
+    assert reply.count == len(reply.tokens)
     assert detokenize(client, reply.tokens) == text
+
+
+def test_a_long_reply_is_made_part_by_part(client: httpx.Client) -> None:
+    """As a whole it would hold up every stream while it is made: so its length is not known before."""
+    for is_long in (False, True):
+        body = {"prompt": "é!" * (30_000 if is_long else 3), "return_token_strs": True}
+        response = client.post("/tokenize", json=body)
+        assert ("content-length" not in response.headers) is is_long
+        reply = TokenizeReply.model_validate_json(response.content)
+        assert reply.token_strs is not None
+        assert len(reply.token_strs) == reply.count == 3 * len(body["prompt"]) // 2
 
 
 def test_the_strings_of_tokens(client: httpx.Client) -> None:

@@ -126,6 +126,13 @@ def test_sharegpt_files(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_of_json_ends_only_at_a_newline(tmp_path: Path) -> None:
+    """Unicode's line ends may stand in a JSON string as they are; some editors begin a file with a mark."""
+    text = "\ufeff" + json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n"
+    (found,) = load_dataset(write(tmp_path / "a.jsonl", text))
+    assert found.prompt == "a\u2028b\x85c"
+
+
 def test_prompts_of_a_dataset(tmp_path: Path) -> None:
     lines = [json.dumps({"prompt": f"prompt {i}", "output": "word " * (i + 1)}) for i in range(5)]
     path = write(tmp_path / "data.jsonl", "\n".join(lines))

@@ -199,6 +199,14 @@ def test_nothing_left_is_a_failure_and_nothing_is_drawn(wanted: object) -> None:
     assert len(rig.text(1).token_ids) == 8
 
 
+@pytest.mark.parametrize("stop", [2**40, -1])
+def test_a_stop_id_that_is_none_bans_none(stop: int) -> None:
+    rig = Rig()
+    rig.submit(request(0, max_tokens=3, allowed=(7,), min_tokens=2, stop=(stop,)))
+    rig.run()
+    assert (rig.text(0).failure, rig.text(0).token_ids) == (None, [7, 7, 7])
+
+
 def test_bad_words_may_leave_nothing_half_way() -> None:
     rig = Rig()
     rig.submit(request(0, max_tokens=9, allowed=(3,), bad_words=((3, 3, 3),)))
@@ -232,6 +240,23 @@ def test_ids_that_are_none_are_refused(params: dict[str, tuple[int, ...]]) -> No
     with pytest.raises(RequestError, match="below 8"):
         rig.submit(request(0, **params))  # type: ignore[arg-type]
     assert not rig.engine.has_work
+
+
+def test_who_waits_for_a_first_mask_counts_as_waiting() -> None:
+    delays = iter([3, 0, 9])
+    rig = Rig(mask_delay=lambda: next(delays, 0))
+    rig.submit(request(0, max_tokens=4, grammar="g"))
+    rig.submit(request(1, [5], max_tokens=30))
+    found = []
+    for _ in range(6):
+        rig.step()
+        stats = rig.engine.stats()
+        found.append((stats.num_waiting, stats.num_running))
+    assert found == [(1, 1)] * 3 + [(0, 2)] * 3
+    rig.scheduler._preempt(next(seq for seq in rig.scheduler.running if seq.seq_id == 0))
+    assert (rig.engine.stats().num_waiting, rig.engine.stats().num_running) == (1, 1)
+    rig.run()
+    assert (rig.engine.stats().num_waiting, rig.engine.stats().num_running) == (0, 0)
 
 
 def test_an_engine_with_nothing_but_late_masks_says_so() -> None:

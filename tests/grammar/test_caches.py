@@ -46,6 +46,23 @@ def test_matchers_go_when_the_process_has_grown_too_large() -> None:
     assert len(cache) == 0
 
 
+def test_many_matchers_go_in_few_rounds() -> None:
+    num_asked, resident = 0, 1_000
+
+    def ask() -> int:
+        nonlocal num_asked
+        num_asked += 1
+        return resident
+
+    cache = MatcherCache(100, ask)
+    for i in range(1_000):
+        cache.put(f"{i}", matcher("m"))
+    num_asked, resident = 0, 5_000
+    cache.put("last", matcher("m"))
+    assert len(cache) == 0
+    assert num_asked < 100
+
+
 def test_resident_memory_is_read() -> None:
     before = resident_bytes()
     block = bytearray(b"\1") * (64 << 20)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server.grammar import child as child_module
 from server.grammar import client as client_module
 from server.grammar.board import COMPILES, MASKS, Board
 from tests.grammar.rig import PERSON, TIMEOUT_S, Rig, grammar, ids_of
@@ -97,11 +98,100 @@ def test_a_mask_that_takes_too_long_ends_the_process(
     rig.advance({0: ids_of(rig.mask(0))[0]})
     begin(rig, MASKS, 0)
     monkeypatch.setattr(client_module, "MAX_MASK_S", 0.0)
+    assert rig.client.replies() == [], "all of us may have been stopped: it is given another chance"
     assert rig.client.replies() == [(0, "grammar_too_slow")]
     monkeypatch.undo()
     assert rig.pid("masker") != pid
     rig.advance({1: ids_of(rig.mask(1))[0]})
     rig.mask(1)
+
+
+def test_a_stopped_process_that_owes_an_answer_is_replaced(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was at nothing when it was stopped. One that owes none may sleep as long as it likes."""
+    rig.open(0, TEXT)
+    rig.mask(0)
+    pids = {role: rig.pid(role) for role in ("masker", "checker")}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(client_module, "MAX_SILENCE_S", 0.0)
+        assert rig.client.replies() == []
+        assert {role: rig.pid(role) for role in pids} == pids
+        rig.advance({0: ids_of(rig.mask(0))[0]})
+        rig.open(1, grammar("regex", "b+"))
+        rig.client.replies()
+        assert not {rig.pid("masker"), rig.pid("checker")} & set(pids.values())
+    rig.wait(0, 1)
+    assert all(isinstance(reply, bytes) for reply in rig.replies.values())
+
+
+def test_no_room_for_a_process_fails_those_who_need_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(child_module.sys, "executable", "/nowhere/python")
+        rig.open(0, TEXT)
+        assert rig.failure(0) == "internal"
+        rig.client.close(0)
+    rig.open(1, TEXT)
+    rig.mask(1)
+
+
+def test_a_checker_killed_from_outside_says_nothing_about_its_grammar(rig: Rig) -> None:
+    rig.open(0, TEXT)
+    rig.mask(0)
+    os.kill(rig.pid("checker"), signal.SIGSTOP)
+    other = grammar("regex", "b+")
+    rig.open(1, other)
+    rig.client._children["checker"]._board.begin(0, rig.client._check_ids[other])
+    os.kill(rig.pid("checker"), signal.SIGKILL)
+    assert rig.failure(1) == "grammar_too_complex"
+    rig.open(2, other)
+    rig.mask(2)
+
+
+def test_a_check_ends_well_though_its_sequence_was_refused_meanwhile(rig: Rig) -> None:
+    """As a sibling of one that killed the masker: of a grammar too large for its verdict to be kept."""
+    rig.open(0, TEXT)
+    rig.mask(0)
+    rig.client._verdicts._remove(TEXT)
+    os.kill(rig.pid("checker"), signal.SIGSTOP)
+    rig.open(1, TEXT)
+    os.kill(rig.pid("masker"), signal.SIGSTOP)
+    rig.advance({0: ids_of(rig.mask(0))[0]})
+    begin(rig, COMPILES, 0)
+    os.kill(rig.pid("masker"), signal.SIGKILL)
+    assert (rig.failure(0), rig.failure(1)) == ("grammar_too_complex", "grammar_too_complex")
+    os.kill(rig.pid("checker"), signal.SIGCONT)
+    rig.open(2, TEXT)
+    rig.mask(2)
+
+
+_FAULTY = """
+import sys, time
+from unittest import mock
+from server.grammar import masker
+from server.grammar.board import Board
+from server.grammar.compiler import Compiler
+from server.grammar.frames import Open
+from server.grammar.line import Line
+board, compiler = Board(int(sys.argv[1])), mock.Mock(spec=Compiler)
+compiler.compile.return_value.deep_copy.return_value.is_error.return_value = False
+compiler.mask.side_effect = MemoryError("planted")
+masker.Masker(compiler, mock.Mock(spec=Line), board).apply(Open(5, "source", []))
+time.sleep(60)
+"""
+
+
+def test_a_fault_while_compiling_ends_the_process_and_stays_on_the_board() -> None:
+    board = Board.create()
+    argv = [sys.executable, "-c", _FAULTY, str(board.fd)]
+    run = subprocess.run(argv, pass_fds=[board.fd], stderr=subprocess.PIPE, timeout=TIMEOUT_S)
+    assert (run.returncode, b"MemoryError: planted" in run.stderr) == (1, True)
+    assert [(work.slot, work.key) for work in board.read()] == [(COMPILES, 5)]
+    board.close()
 
 
 def test_a_killed_checker_is_started_again(rig: Rig) -> None:
@@ -131,7 +221,9 @@ def test_memory_is_bounded(rig: Rig) -> None:
     rig.mask(0)
     for role in ("masker", "checker"):
         process = psutil.Process(rig.pid(role))
-        assert 0 < process.rlimit(psutil.RLIMIT_AS)[0] < (1 << 30) + process.memory_info().vms
+        freed = 64 << 20  # what loading needed for a moment
+        limit = process.rlimit(psutil.RLIMIT_AS)[0]
+        assert 1 << 30 < limit < (1 << 30) + process.memory_info().vms + freed
     run = subprocess.run([sys.executable, "-c", _HUNGRY], capture_output=True, check=True)
     assert run.stdout == b"refused\n"
 

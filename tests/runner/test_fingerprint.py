@@ -46,7 +46,8 @@ def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "room", ["kernels/cpu", "server/model", "server/runner", "server/tokenizer"]
+    "room",
+    ["kernels/cpu", "server/model", "server/runner", "server/tokenizer", "server/grammar"],
 )
 def test_the_sources_of_each_room_that_decides_bytes_count(tmp_path: Path, room: str) -> None:
     for name in ("kernels", "server"):

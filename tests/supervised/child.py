@@ -30,12 +30,25 @@ def main() -> None:
     if name == "orphan-maker":
         # the process in between ends without waiting for its child
         subprocess.run([sys.executable, "-c", _LEAVE_AN_ORPHAN, str(log)], check=True)
+    if name == "parent":
+        argv = [sys.executable, "-c", _DIE_WITH_PARENT, str(log)]
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert child.stdout is not None and child.stdout.readline()
     lifeline.ready()
     with log.with_suffix(".ready").open("a") as file:
         file.write(f"{os.getpid()}\n")
     while True:
         time.sleep(60)
 
+
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys, time
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+print("bound", flush=True)
+time.sleep(60)
+"""
 
 _LEAVE_AN_ORPHAN = """
 import os, sys

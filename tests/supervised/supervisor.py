@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
 
 from server.supervisor import ChildSpec, Supervisor
 
-_PR_SET_CHILD_SUBREAPER = 36
-
 
 def main() -> None:
     directory, *names = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to us, as they do to PID 1
     specs = [
         ChildSpec(
             name,

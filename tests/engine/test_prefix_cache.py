@@ -167,3 +167,21 @@ def test_blocks_of_an_aborted_sequence_stay_findable_as_far_as_computed() -> Non
     run(rig, request(1, PROMPT * 3))
     assert cached_tokens(rig, 1) == 8
     assert rig.differing() == []
+
+
+def test_128_siblings_hold_a_prompt_once_and_a_block_of_their_own_each() -> None:
+    """10 full blocks of the prompt are held once; the one that was begun is everyone's own."""
+    size = Size(num_blocks=10 + 2 * 128, max_num_seqs=128, max_num_batched_tokens=256)
+    rig = Rig(size, is_checking=False)
+    prompt = ([1, 2, 3, 4, 5] * 9)[:42]
+    for choice in range(128):
+        rig.submit(request(choice, prompt, choice=choice, max_tokens=5))
+    while len(rig.scheduler.running) < 128:
+        rig.step()
+    tables = [seq.block_table for seq in rig.scheduler.running]
+    assert {tuple(table[:10]) for table in tables} == {tuple(tables[0][:10])}
+    own = [block_id for table in tables for block_id in table[10:]]
+    assert len(set(own)) == len(own) == rig.blocks.num_used - 10
+    rig.run()
+    assert rig.scheduler.num_preemptions == 0
+    assert rig.differing() == []

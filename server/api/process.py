@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from server.api.app import Doors, create_app
 from server.api.engine_client import EngineClient
-from server.api.serving_protocol import ServingHttpProtocol
+from server.api.http.serving_protocol import ServingHttpProtocol
 from server.api_keys import KeyFile
 from server.config import ServeConfig
 from server.tokenizer import load_tokenizer

@@ -86,7 +86,7 @@ def test_a_stream_takes_best_of_where_nothing_is_left_out(client: httpx.Client) 
 def test_candidates_count_in_what_a_request_may_cost(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.planning.MAX_COST", 5 * (2 + 16) - 1)
+    monkeypatch.setattr("server.api.request.planning.MAX_COST", 5 * (2 + 16) - 1)
     response = client.post("/v1/completions", json={"prompt": "Hi", "best_of": 5})
     assert response.status_code == 400
     assert engine.submitted == []

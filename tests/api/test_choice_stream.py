@@ -8,10 +8,10 @@ from codecs import getincrementaldecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.choice_stream import ChoiceOptions, ChoiceStream, Delta
-from server.api.logprobs import LogprobsBuilder, TokenNames
-from server.api.prompt_view import PromptView
-from server.api.stop_strings import StopPattern
+from server.api.reply.choice_stream import ChoiceOptions, ChoiceStream, Delta
+from server.api.reply.logprobs import LogprobsBuilder, TokenNames
+from server.api.reply.prompt_view import PromptView
+from server.api.reply.stop_strings import StopPattern
 from server.sequence import FirstOutput, PromptLogprobs, SequenceOutput, TokenLogprobs
 from server.tokenizer import Tokenizer
 from server.tokenizer.encoding import Vocabulary

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
-from server.api.openapi import openapi_document
-from server.api.response_schema import Completion, CompletionChunk
+from server.api.docs.openapi import openapi_document
+from server.api.docs.response_schema import Completion, CompletionChunk
 from tests.api.fake_engine import FakeEngine
 from tests.api.routes import methods_by_path
 

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.body import MAX_BODY_BYTES
-from server.api.expected import EXPECTED, NOT_SUPPORTED
-from server.api.protocol import CompletionRequest
+from server.api.request.body import MAX_BODY_BYTES
+from server.api.request.expected import EXPECTED, NOT_SUPPORTED
+from server.api.request.protocol import CompletionRequest
 from tests.api.conftest import EOS, HOLE
 from tests.api.fake_engine import FakeEngine
 from tests.api.serving_app import error_of
@@ -195,7 +195,7 @@ def test_min_tokens_must_not_forbid_all_that_is_allowed(
 def test_the_parameters_of_many_choices_are_bounded(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.planning.MAX_PARAMETER_BYTES", 6 * 4 * 50)
+    monkeypatch.setattr("server.api.request.planning.MAX_PARAMETER_BYTES", 6 * 4 * 50)
     fields = {"prompt": ["a", "b"], "n": 3}
     ids = list(range(51))
     assert refuse(client, allowed_token_ids=ids, **fields)["param"] == "allowed_token_ids"
@@ -269,7 +269,7 @@ def test_the_cost_of_a_request_is_bounded(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refuse(client, prompt=["a"] * 9, n=128)["param"] == "prompt"
-    monkeypatch.setattr("server.api.planning.MAX_COST", 2 * 3 * (2 + 10) * (1 + 4))
+    monkeypatch.setattr("server.api.request.planning.MAX_COST", 2 * 3 * (2 + 10) * (1 + 4))
     fields = {"prompt": ["ab", "cd"], "n": 3, "max_tokens": 10, "logprobs": 4}
     refuse(client, **{**fields, "prompt": ["ab", "cde"]})
     assert engine.submitted == []
@@ -315,7 +315,7 @@ def test_a_fault_of_ours_says_nothing_of_its_cause(
     def fail(*_: object) -> None:
         raise ValueError("/secret/path")
 
-    monkeypatch.setattr("server.api.completions.parse_completion", fail)
+    monkeypatch.setattr("server.api.routes.completions.parse_completion", fail)
     response = client.post("/v1/completions", json={"prompt": "a"})
     error_of(response, 500)
     assert response.headers["x-should-retry"] == "false"

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.behind import BEHIND_STEPS
 from server.api.engine_client import EngineClient
-from server.api.event_stream import EventStream
 from server.api.generation import Generation, Turn
-from server.api.http_protocol import BodyWriter
-from server.api.logprobs import TokenNames
-from server.api.metrics import Metrics
-from server.api.parsing import parse_completion
-from server.api.planning import plan
-from server.api.replies import Head
-from server.api.request_view import RequestView
-from server.api.run import Run
-from server.api.sequence_timer import SequenceTimer
+from server.api.http.http_protocol import BodyWriter
+from server.api.metrics.metrics import Metrics
+from server.api.metrics.sequence_timer import SequenceTimer
+from server.api.reply.behind import BEHIND_STEPS
+from server.api.reply.event_stream import EventStream
+from server.api.reply.logprobs import TokenNames
+from server.api.reply.replies import Head
+from server.api.reply.request_view import RequestView
+from server.api.reply.run import Run
+from server.api.request.parsing import parse_completion
+from server.api.request.planning import plan
 from server.sequence import FirstOutput, SequenceOutput
 from tests.api.conftest import EOS, make_tokenizer, word
 from tests.api.fake_engine import INFO, logprobs_of

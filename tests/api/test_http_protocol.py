@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.api.http_protocol import BodyWriter, _Flow
+from server.api.http.http_protocol import BodyWriter, _Flow
 from tests.api.fake_engine import FakeEngine
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.api.json_parts import send_json
+from server.api.reply.json_parts import send_json
 
 
 def sent(parts: Iterable[bytes], gone_after: int = 1 << 30) -> list[Any]:

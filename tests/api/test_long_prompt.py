@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api import long_prompt
-from server.api.parsing import parse_completion
+from server.api.request import long_prompt
+from server.api.request.parsing import parse_completion
 from server.errors import RequestError
 
 names = st.sampled_from(["prompt", "user", "n", "stop", "echo", "nonsense"])

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from server.api.long_work import off_loop
+from server.api.request.long_work import off_loop
 
 
 def _niceness() -> tuple[str, int]:

@@ -193,7 +193,7 @@ def test_a_client_does_not_repeat_what_cannot_succeed(
         with pytest.raises(openai.BadRequestError):
             client.completions.create(model=MODEL, prompt="")
         assert counted.num_tries == 1
-        monkeypatch.setattr("server.api.completions.parse_completion", lambda _: 1 / 0)
+        monkeypatch.setattr("server.api.routes.completions.parse_completion", lambda _: 1 / 0)
         with pytest.raises(openai.InternalServerError):
             client.completions.create(model=MODEL, prompt="Hi")
         assert counted.num_tries == 2

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.api.expected import EXPECTED, NOT_SUPPORTED
-from server.api.grammars import grammar_of
-from server.api.parsing import parse_completion
-from server.api.protocol import CompletionRequest
+from server.api.request.expected import EXPECTED, NOT_SUPPORTED
+from server.api.request.grammars import grammar_of
+from server.api.request.parsing import parse_completion
+from server.api.request.protocol import CompletionRequest
 from server.errors import RequestError
 
 fields = st.sampled_from(sorted(CompletionRequest.model_fields))

@@ -183,7 +183,7 @@ def test_several_tokens_in_one_step_are_all_there(client: httpx.Client, engine: 
 
 
 def test_null_means_the_default_for_every_field(client: httpx.Client, engine: FakeEngine) -> None:
-    from server.api.protocol import CompletionRequest
+    from server.api.request.protocol import CompletionRequest
 
     names = [name for name in CompletionRequest.model_fields if name != "prompt"]
     reply = complete(client, **dict.fromkeys(names))
@@ -193,7 +193,7 @@ def test_null_means_the_default_for_every_field(client: httpx.Client, engine: Fa
 def test_a_long_prompt_is_encoded_off_the_loop_alike(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.planning._OFF_LOOP_CHARS", 10)
+    monkeypatch.setattr("server.api.request.planning._OFF_LOOP_CHARS", 10)
     encoded_in: list[int] = []
     encode_packed = Tokenizer.encode_packed
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.prompt_logprobs import PromptLogprobsCollector
+from server.api.reply.prompt_logprobs import PromptLogprobsCollector
 from tests.api.conftest import EOS, word
 from tests.api.fake_engine import FakeEngine, logprobs_of, packed_logprobs
 from tests.api.test_plain import complete

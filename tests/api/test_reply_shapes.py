@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.protocol import CompletionRequest
-from server.api.response_schema import Completion, CompletionChunk, ErrorReply
+from server.api.docs.response_schema import Completion, CompletionChunk, ErrorReply
+from server.api.request.protocol import CompletionRequest
 from tests.api.test_errors import BAD_VALUES
 from tests.api.test_plain import complete
 from tests.api.test_streams import read_chunks

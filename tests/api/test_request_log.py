@@ -172,7 +172,7 @@ def test_a_fault_of_ours_is_logged_with_its_place_and_without_its_words(
         except KeyError as error:
             raise ValueError(SECRET) from error
 
-    monkeypatch.setattr("server.api.completions.parse_completion", fail)
+    monkeypatch.setattr("server.api.routes.completions.parse_completion", fail)
     response = client.post("/v1/completions", json={"prompt": SECRET})
     assert response.status_code == 500
     assert SECRET not in response.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.stop_strings import StopMatcher, StopPattern
+from server.api.reply.stop_strings import StopMatcher, StopPattern
 
 stop_lists = st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4)
 pieces = st.lists(st.text("abcd", max_size=4), max_size=12)

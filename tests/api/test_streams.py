@@ -182,7 +182,7 @@ def test_choices_of_a_stream_are_told_apart(client: httpx.Client, engine: FakeEn
 def test_a_silent_stream_is_kept_alive(
     client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.event_stream.PING_AFTER_S", 0.05)
+    monkeypatch.setattr("server.api.reply.event_stream.PING_AFTER_S", 0.05)
     engine.script = lambda _: [97]  # then silence
     with client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as stream:
         received = ""

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.tokenize import DetokenizeReply, TokenizeReply, TokenizerInfo
+from server.api.routes.tokenize import DetokenizeReply, TokenizeReply, TokenizerInfo
 from server.tokenizer import Tokenizer
 from tests.api.conftest import EOS, HOLE, MODEL
 from tests.api.fake_engine import INFO, FakeEngine

@@ -1,0 +1,1 @@
+"""From the tokens of a request to the bytes of its answer."""

@@ -1,0 +1,115 @@
+"""A run as a stream of events. It writes to the connection by itself, from the turn of the loop in which the
+engine's frame came; the request's task only waits for the beginning and the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from server.api.http.http_protocol import BodyWriter
+from server.api.reply.choice_stream import Delta
+from server.api.reply.run import Run
+from server.api.reply.sse import DONE, PING, EventWriter
+
+PING_AFTER_S = 15.0  # of silence; proxies cut connections that are silent for longer
+
+
+class EventStream:
+    """`begun`, then the response's head and `start`, then `ended`; `close` whatever happens."""
+
+    def __init__(self, run: Run, body: BodyWriter) -> None:
+        options = run.plan.options
+        self._run = run
+        self._generation = run.generation
+        self._body = body
+        self._has_usage = bool(options.include_usage)
+        self._is_continuous = bool(options.continuous_usage_stats)
+        self._writer = EventWriter(
+            run.head, len(run.choices), shows_usage=self._has_usage or self._is_continuous
+        )
+        self._unsent: list[bytes] = []  # of before `start`
+        self._is_started = False
+        self._is_over = False
+        self._error: Exception | None = None
+        self._begun = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._written_at = time.monotonic()
+        self._timer = self._loop.call_later(PING_AFTER_S, self._on_timer)
+        run.read_by(self._read)
+
+    async def begun(self) -> None:
+        """Returns when there is something to send; raises if the run breaks before: errors have a status."""
+        await self._begun.wait()
+        if self._error is not None and not self._unsent:
+            raise self._error
+
+    def start(self) -> None:
+        """The response's head is sent: from now on events go out as they come."""
+        self._is_started = True
+        self._body.start(self._read)
+        for data in self._unsent:
+            self._body.write(data)
+        self._unsent = []
+        self._read()
+
+    async def ended(self) -> None:
+        """Returns when all is written, with [DONE]; raises what broke it, behind what came before."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._body.stop()
+
+    def _read(self) -> None:
+        """Of everything that came one write is made. What the client is too slow for stays where it is."""
+        if self._is_over or (self._is_started and self._body.is_paused):
+            return
+        self._now = time.monotonic()
+        try:
+            data = b"".join([self._event(*piece) for piece in self._run.take(self._now)])
+            if is_over := not self._generation.is_running:
+                data += self._last_events()
+            if data:
+                self._write(data)
+        except Exception as error:  # of this stream alone; raised again in its own task
+            self._end(error)
+            return
+        if is_over:
+            self._end(self._generation.error)
+
+    def _event(self, index: int, delta: Delta) -> bytes:
+        usage = self._run.usage_with(index, delta) if self._is_continuous else None
+        return self._writer.event(index, delta, usage)
+
+    def _last_events(self) -> bytes:
+        if self._generation.error is not None:
+            return b""  # the task writes it
+        return (self._writer.usage_event(self._run.usage()) if self._has_usage else b"") + DONE
+
+    def _write(self, data: bytes) -> None:
+        self._written_at = self._now
+        if self._is_started:
+            self._body.write(data)
+        else:
+            self._unsent.append(data)
+            self._begun.set()
+
+    def _end(self, error: Exception | None) -> None:
+        self._is_over = True
+        self._error = error
+        self._begun.set()
+        self._ended.set()
+
+    def _on_timer(self) -> None:
+        """One timer, moved only when it is due: moving it for every token would cost more than the token."""
+        self._now = time.monotonic()
+        wait_s = self._written_at + PING_AFTER_S - self._now
+        if wait_s <= 0 and not self._is_over:
+            wait_s = PING_AFTER_S
+            if not self._body.is_paused:
+                self._write(PING)
+        self._timer = self._loop.call_later(wait_s, self._on_timer)

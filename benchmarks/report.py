@@ -56,6 +56,18 @@ class Report:
     def add(self, *row: Any) -> None:
         self.rows.append(row)
 
+    def add_rates(self) -> None:
+        """Rows, figures and a plot of `samples`, which are tokens/s by case."""
+        for name, values in self.samples.items():
+            self.add(name, statistics.median(values), min(values), max(values))
+            self.figures[f"{name}_tokens_per_s"] = statistics.median(values)
+        self.plot = self._plot_rates
+
+    def _plot_rates(self, axes: Any) -> None:
+        axes.boxplot(list(self.samples.values()), tick_labels=list(self.samples))
+        axes.set_ylabel("tokens/s, all streams")
+        axes.set_ylim(bottom=0)
+
     def print(self) -> None:
         cells = [[_cell(value) for value in row] for row in [self.columns, *self.rows]]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]

@@ -6,7 +6,6 @@ The client shares the cores with the server, as on a small machine it would.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from dataclasses import replace
 from typing import Any
@@ -62,20 +61,8 @@ def run(repeats: int = 41) -> Report:
     with live_server() as (port, _):
         cases = {"offline": _offline(), "http": lambda: _stream_all(port)}
         report.samples = interleave(cases, repeats)
-    for name, values in report.samples.items():
-        report.add(name, statistics.median(values), min(values), max(values))
-        report.figures[f"{name}_tokens_per_s"] = statistics.median(values)
+    report.add_rates()
     ratio = paired_ratio(report.samples["http"], report.samples["offline"])
     report.figures["http_over_offline"] = ratio
     report.add("http / offline", ratio, "", "")
-    report.plot = _plot(report.samples)
     return report
-
-
-def _plot(samples: dict[str, list[float]]) -> Any:
-    def draw(axes: Any) -> None:
-        axes.boxplot(list(samples.values()), tick_labels=list(samples))
-        axes.set_ylabel("tokens/s, all streams")
-        axes.set_ylim(bottom=0)
-
-    return draw

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import statistics
 import time
 from typing import Any
 
@@ -89,21 +88,9 @@ def run(repeats: int = 21) -> Report:
             "offline_schema": lambda: offline(schema),
         }
         report.samples = interleave(cases, repeats)
-    for name, values in report.samples.items():
-        report.add(name, statistics.median(values), min(values), max(values))
-        report.figures[f"{name}_tokens_per_s"] = statistics.median(values)
+    report.add_rates()
     for path in ("http", "offline"):
         ratio = paired_ratio(report.samples[f"{path}_schema"], report.samples[f"{path}_plain"])
         report.figures[f"{path}_schema_over_plain"] = ratio
         report.add(f"{path}: schema / plain", ratio, "", "")
-    report.plot = _plot(report.samples)
     return report
-
-
-def _plot(samples: dict[str, list[float]]) -> Any:
-    def draw(axes: Any) -> None:
-        axes.boxplot(list(samples.values()), tick_labels=list(samples))
-        axes.set_ylabel("tokens/s, all streams")
-        axes.set_ylim(bottom=0)
-
-    return draw

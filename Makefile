@@ -12,11 +12,11 @@ STAMP := $(VENV)/.set-up-$(TORCH)
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.set-up
 
-.PHONY: help setup serve test clients check bench kernels gpu
+.PHONY: help setup serve test sim soak-sim chaos clients check bench kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@sed -nE 's/^#   ?(.*)/  \1/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv, install everything, warm the kernel cache
@@ -31,6 +31,15 @@ serve: $(STAMP) ## serve the embedded model on http://127.0.0.1:8000
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+sim: $(STAMP) ## simulate 1,000,000 steps with faults, and catch planted bugs
+	@$(BIN)/python -m pytest tests/simulation $(ARGS)
+
+soak-sim: $(STAMP) ## simulate until it is interrupted:  ARGS="--seed 7 --hours 8"
+	@$(BIN)/python -m tests.simulation $(ARGS)
+
+chaos: $(STAMP) ## kill processes under open streams;  ARGS=--long: 200 kills, 10,000 cuts
+	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
 clients: $(CLIENTS_STAMP) ## run lm-evaluation-harness, guidellm and schemathesis against the server
 	@$(BIN)/python -m pytest tests/clients $(ARGS)

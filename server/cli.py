@@ -29,6 +29,9 @@ _HELP = {
     "ssl_keyfile": "PEM file of the certificate's private key, unencrypted",
     "allowed_origins": "whose web pages may call the server from a browser, comma-separated, like "
     "https://example.org; * for any (default: none)",
+    "drain_seconds": "after SIGTERM, time for running requests to end; new ones are refused",
+    "stall_seconds": "an engine that does not get on for so long is killed and replaced",
+    "resume_memory_mib": "memory for streams and replies that can be read again; over it the oldest go",
     "device": "where the model runs; auto takes a GPU where there is one",
     "dtype": "of weights and KV cache",
     "kv_cache_dtype": "fp8 holds twice the tokens, a little less exactly; on GPUs only",

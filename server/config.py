@@ -115,6 +115,9 @@ class ServeConfig:
     ssl_certfile: str = ""  # both or neither; empty: plain HTTP
     ssl_keyfile: str = ""
     allowed_origins: str = ""  # comma-separated; empty: no CORS headers
+    drain_seconds: float = 30.0  # after SIGTERM, for running requests to end
+    stall_seconds: float = 30.0  # without progress: the engine is killed and replaced
+    resume_memory_mib: int = 64  # for streams and replies that can be read again
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535.")
@@ -122,6 +125,11 @@ class ServeConfig:
         _require(
             bool(self.ssl_certfile) == bool(self.ssl_keyfile),
             "--ssl-certfile and --ssl-keyfile are given together or not at all.",
+        )
+        _require(0 <= self.drain_seconds <= 3600, "--drain-seconds must be between 0 and 3600.")
+        _require(1 <= self.stall_seconds <= 3600, "--stall-seconds must be between 1 and 3600.")
+        _require(
+            1 <= self.resume_memory_mib <= 65536, "--resume-memory-mib must be between 1 and 65536."
         )
         for origin in self.origins:
             _require(

@@ -6,7 +6,8 @@ ContinuoError
 │   └── TrainingError    `continuo train` cannot go on (server/training/errors.py)
 ├── RequestError         a client's mistake; becomes a 4xx
 │   └── ContextLengthError   prompt + max_tokens does not fit
-└── EngineGoneError      the engine process died or is not connected; becomes a 503 or an error event
+├── EngineGoneError      there is no engine, and none comes; becomes a 503 or an error event
+└── ProtocolError        an engine's frame that cannot be right; reconnect, and no client sees it
 """
 
 from __future__ import annotations
@@ -50,4 +51,8 @@ class ContextLengthError(RequestError):
 
 
 class EngineGoneError(ContinuoError):
-    """The engine that held a sequence is gone before the sequence was finished."""
+    """There is no engine that could finish a sequence, or none that gives the same bytes."""
+
+
+class ProtocolError(ContinuoError):
+    """The engine left out a token, or drew one again differently: all is to be computed again."""

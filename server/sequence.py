@@ -5,7 +5,7 @@ A *request* is what a client sent; a *sequence* is one stream of tokens (n choic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
@@ -17,8 +17,11 @@ FailureKind = Literal[
     "grammar_too_complex",  # over a limit of size or steps
     "grammar_too_slow",  # over the time limit
     "no_token_allowed",  # grammar, allowed_token_ids and bad_words together leave nothing
+    "not_finite",  # no logit of its row could be used: NaN or infinite
+    "engine_crash",  # it killed the engine, alone in it
     "internal",  # a fault of ours
 ]
+SequenceKey = tuple[int, int]  # (owner, seq_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class SequenceRequest:
     cache_salt: str = ""  # tenants with different salts never share cached blocks
     priority: int = 0  # lower ones are admitted first; equal ones in order of arrival
     grammar: Grammar | None = None
+    # Already drawn and sent, by an engine that is gone: computed again, never drawn or sent again. With
+    # any of them its FirstOutput and all its prompt logprobs have been received, so neither is sent
+    # again, and it may read the cache.
+    emitted_ids: list[int] = field(default_factory=list)
 
 
 class TokenLogprobs(NamedTuple):
@@ -124,6 +131,7 @@ class SequenceOutput(NamedTuple):
     finish_reason: FinishReason | None
     stop_token_id: int | None  # the id of stop_token_ids that ended it; None for eos
     first: FirstOutput | None
+    start: int = 0  # index of token_ids[0] among its generated tokens: who has it already drops it
 
 
 class SequenceFailure(NamedTuple):
@@ -131,3 +139,12 @@ class SequenceFailure(NamedTuple):
 
     seq_id: int
     kind: FailureKind
+
+
+class Death(NamedTuple):
+    """How an engine ended, as the supervisor saw it."""
+
+    engine: int  # serial number of its life, from 1
+    is_own: bool  # of its own making: a signal it raised itself, or an uncaught exception
+    cause: str  # one of few: "SIGSEGV", "exception", "stall", "status 3": a metric's label
+    suspects: list[SequenceKey]  # who was in the steps that were dispatched

@@ -47,6 +47,16 @@ _ANSWERS: dict[FailureKind, _Answer] = {
         "allowed_token_ids, bad_words and structured_outputs or response_format together leave no "
         "token to go on with.",
     ),
+    "not_finite": _Answer(
+        500,
+        "not_finite",
+        "The model gave no finite probabilities for this request; this is a fault of ours.",
+    ),
+    "engine_crash": _Answer(
+        500,
+        "engine_crash",
+        "The request repeatedly stopped the engine and was given up; this is a fault of ours.",
+    ),
     "internal": _Answer(
         500, None, "The server failed to compute this request; this is a fault of ours."
     ),

@@ -24,12 +24,14 @@ class Turn:
     """Readers that have something to read are called once in a turn of the loop, behind all frames
     that arrived in it. A task for each would cost more than the token that it is woken for."""
 
-    def __init__(self) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object] | None = None) -> None:
+        """`call_soon`: of the running loop, if None."""
+        self._call_soon = call_soon
         self._readers: list[Callable[[], None]] = []
 
     def add(self, reader: Callable[[], None]) -> None:
         if not self._readers:
-            asyncio.get_running_loop().call_soon(self._run)
+            (self._call_soon or asyncio.get_running_loop().call_soon)(self._run)
         self._readers.append(reader)
 
     def _run(self) -> None:
@@ -144,3 +146,6 @@ class OpenSequence:
     request: SequenceRequest
     generation: Generation
     emitted_ids: list[int] = field(default_factory=list)
+    is_sent: bool = False  # to the engine that is connected
+    is_trusted: bool = True  # no replay has drawn one of its tokens differently
+    num_deaths: int = 0  # of engines, with it in their step, and nothing new of it in between

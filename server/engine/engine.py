@@ -192,7 +192,8 @@ class Engine:
                 reason, stop_id = stop.check(token_id, len(token_ids))
                 if reason is not None:
                     finished.append(seq)
-            added = (seq.seq_id, [token_id], found, reason, stop_id, first)
+            start = len(token_ids) - 1 - seq.num_prompt_tokens
+            added = (seq.seq_id, [token_id], found, reason, stop_id, first, start)
             outputs.append((seq.owner, new_tuple(SequenceOutput, added)))
         self._num_generated_tokens += len(outputs) - num_without_token
         prompt_logprobs = _prompt_logprobs(step, result) if result.prompt_logprobs else []

@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.engine.block_manager import BlockManager
-from server.engine.sequence_state import SequenceKey, SequenceState
+from server.engine.sequence_state import SequenceState
 from server.engine.waiting import WaitingQueue
 from server.errors import ContextLengthError, RequestError
 from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch
-from server.sequence import SequenceRequest
+from server.sequence import SequenceKey, SequenceRequest
 
 # Preemptions of one sequence before its worst case is reserved. Each costs one replay, so the work
 # done twice stays under three times what was asked; reserving at once would keep blocks empty.

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.stop_rules import StopRules
-from server.sequence import Grammar, SamplingParams, SequenceRequest
-
-SequenceKey = tuple[int, int]  # (owner, seq_id)
+from server.sequence import Grammar, SamplingParams, SequenceKey, SequenceRequest
 
 
 @dataclass(slots=True, eq=False)

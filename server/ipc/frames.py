@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from server.sequence import PromptLogprobs, SequenceFailure, SequenceOutput, SequenceRequest
+from server.sequence import (
+    Death,
+    PromptLogprobs,
+    SequenceFailure,
+    SequenceOutput,
+    SequenceRequest,
+)
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -40,10 +46,14 @@ class EngineStats(NamedTuple):
     num_preemptions: int
     num_cache_queries: int  # prompt tokens looked up in the prefix cache
     num_cache_hits: int  # of them found
+    num_replayed_tokens: int = 0  # rows computed again, after a crash or a preemption
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
     info: EngineInfo
+    engine: int = 0  # serial number of this engine's life
+    owner: int = 0  # number of this connection in it: what `suspects` name
+    deaths: list[Death] = []  # of the lives before, oldest first: the last few
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 
 from server.ipc.frames import EngineInfo, StepOutput, ToApi, ToEngine, Welcome
 from server.ipc.wire import MAX_FRAME_BYTES, FrameError, FrameReader, with_header
+from server.sequence import Death
 
 _RECV_BYTES = 1 << 18
 _BACKLOG = 64
@@ -36,18 +38,25 @@ class _Connection:
 class EngineServer:
     """Listens on a Unix socket of mode 0600; the caller owns its directory, which must be 0700.
 
-    `info` is sent as the Welcome of every connection. A peer that breaks the protocol, or does not
-    read until `max_buffered_bytes` are waiting for it, is disconnected; the others do not notice.
+    `info`, `engine` and `deaths` are sent as the Welcome of every connection. A peer that
+    breaks the protocol, or does not read until `max_buffered_bytes` are waiting for it, is disconnected;
+    the others do not notice.
     """
 
     def __init__(
-        self, path: str, info: EngineInfo, *, max_buffered_bytes: int = MAX_BUFFERED_BYTES
+        self,
+        path: str,
+        info: EngineInfo,
+        *,
+        engine: int = 0,
+        deaths: Sequence[Death] = (),
+        max_buffered_bytes: int = MAX_BUFFERED_BYTES,
     ) -> None:
         self._path = path
         self._max_buffered_bytes = max_buffered_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-        self._welcome = with_header(self._encoder.encode(Welcome(info)))
+        self._welcome = Welcome(info, engine, 0, list(deaths))
         self._connections: dict[int, _Connection] = {}
         self._next_owner = 0
         self._events: list[Event] = []
@@ -116,7 +125,8 @@ class EngineServer:
         self._next_owner += 1
         self._connections[connection.owner] = connection
         self._selector.register(sock, selectors.EVENT_READ, connection)
-        self._write(connection, self._welcome)
+        welcome = msgspec.structs.replace(self._welcome, owner=connection.owner)
+        self._write(connection, with_header(self._encoder.encode(welcome)))
 
     def _read(self, connection: _Connection) -> None:
         if connection.owner not in self._connections:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
+from server.sequence import FailureKind, PromptLogprobs, SamplingParams, TokenLogprobs
 
 
 class NewRow(NamedTuple):
@@ -88,6 +88,9 @@ class StepResult:
     # yields a+1 .. min(b, num_prompt_tokens - 1), where the params ask and that is any. seq_id is left
     # to the engine: 0
     prompt_logprobs: dict[int, PromptLogprobs]
+    # row -> why: its token id counts for nothing; the other rows are what they would be without it.
+    # What fails as a whole is an exception out of `dispatch` or `result`, and the process ends.
+    failed: dict[int, FailureKind] = field(default_factory=dict)
 
 
 class StepHandle(Protocol):

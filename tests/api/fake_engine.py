@@ -198,7 +198,9 @@ class FakeEngine:
             del self._running[request.seq_id]
         logprobs = self._logprobs(request, token_ids)
         first = FirstOutput(self.num_cached_tokens, 0.0) if start == 0 else None
-        return SequenceOutput(request.seq_id, token_ids, logprobs, finish, stop_token_id, first)
+        return SequenceOutput(
+            request.seq_id, token_ids, logprobs, finish, stop_token_id, first, start
+        )
 
     def _logprobs(
         self, request: SequenceRequest, token_ids: list[int]

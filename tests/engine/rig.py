@@ -12,7 +12,6 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
-from server.engine.sequence_state import SequenceKey
 from server.runner.batch import ScheduledRow
 from server.sequence import (
     FirstOutput,
@@ -20,6 +19,7 @@ from server.sequence import (
     PromptLogprobs,
     SamplingParams,
     SequenceFailure,
+    SequenceKey,
     SequenceOutput,
     SequenceRequest,
     TokenLogprobs,

@@ -21,7 +21,7 @@ INFO = EngineInfo(
     dtype="float32",
     system_fingerprint="fp_test",
 )
-STATS = EngineStats(*range(1, 11))
+STATS = EngineStats(*range(1, 12))
 
 
 def sequence(seq_id: int) -> SequenceRequest:

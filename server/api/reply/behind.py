@@ -30,6 +30,7 @@ def join_outputs(outputs: Sequence[SequenceOutput]) -> SequenceOutput:
         last.finish_reason,
         last.stop_token_id,
         outputs[0].first,
+        outputs[0].start,
     )
 
 

@@ -1,4 +1,5 @@
 # An image for a GPU host:   docker build -t continuo .  &&  docker run --gpus all -p 8000:8000 continuo
+# Let streams end:           docker stop -t 40 CONTAINER   (Docker kills after 10 s by itself; --drain-seconds is 30)
 # With a read-only root:     docker run --read-only --tmpfs /tmp --gpus all -p 8000:8000 continuo
 FROM python:3.11-slim-bookworm
 

@@ -15,6 +15,10 @@ BENCHMARKS = {  # name: module
     "decode_124m": "benchmarks.serving.decode_124m",
     "http_tax": "benchmarks.serving.http_tax",
     "structured": "benchmarks.serving.structured",
+    "replay_cost": "benchmarks.serving.replay_cost",
+    "invariance_price": "benchmarks.serving.invariance_price",
+    "kill_stall": "benchmarks.serving.kill_stall",
+    "kept_memory": "benchmarks.serving.kept_memory",
     "api_events": "benchmarks.serving.api_events",
     "api_latency": "benchmarks.serving.api_latency",
 }

@@ -232,8 +232,10 @@ def _lm_head_kernel(
         tl.store(arrivals_ptr + tile_m, 0)
         ranks = tl.load(best_ptr + rows, mask=is_drawn, other=0, cache_modifier=".cg")
         tl.store(best_ptr + rows, tl.full([BLOCK_M], NO_RANK, tl.int64), mask=is_drawn)
-        token = tl.where(ranks == NO_RANK, fallback_id, ranked_id(ranks))
-        tl.store(sampled_ptr + rows, token.to(tl.int64), mask=is_drawn)
+        is_finite = ranks != NO_RANK
+        token = tl.where(is_finite, ranked_id(ranks), fallback_id)
+        drawn = tl.where(is_finite, token, -1 - token)
+        tl.store(sampled_ptr + rows, drawn.to(tl.int64), mask=is_drawn)
         append_token(
             token, row, tl.load(num_tokens_ptr + row, mask=is_drawn, other=0), flags, is_drawn,
             token_ids_ptr, stride_ids_row, max_model_len, num_tokens_ptr, counts_ptr,
@@ -269,7 +271,8 @@ def lm_head(
 
     hidden [num_rows, n_embd], weight [vocab, n_embd] of one dtype; row_ids int32 [num_rows], distinct,
     -1 = padding, for which nothing is written; logits fp32 [num_rows, vocab], best from `new_logits`;
-    sampled int64 [num_rows]. Which rows need logits, `tables.row_flags` say: the request alone decides.
+    sampled int64 [num_rows]: the id, or -1 - id of a row that is not finite (`cpu/sampler.py`). Which rows
+    need logits, `tables.row_flags` say: the request alone decides. One whose bans may leave it no id does.
     Call `sampler.sample(..., skip_fused=True)` after it for the others.
     """
     num_rows, k = hidden.shape

@@ -108,7 +108,7 @@ def _store_top(
 @triton.jit(do_not_specialize=["num_rows"])
 def _logprobs_kernel(
     logits_ptr,  # [num_rows, V] fp32
-    token_ids_ptr,  # [num_rows] int64, negative = padding
+    token_ids_ptr,  # [num_rows] int64, negative = none
     row_ids_ptr,  # [num_rows], or anything without HAS_ROWS
     row_flags_ptr,  # [max_num_seqs]
     token_mask_ptr,  # [padded V]
@@ -171,10 +171,11 @@ def logprobs(
 ) -> None:
     """chosen[i], ranks[i] of token_ids[i] in row i; top_ids[i], top_values[i]: the best ids, best first.
 
-    logits fp32 [num_rows, vocab]; token_ids int64 [num_rows], negative = padding; chosen fp32, ranks
-    int32 [num_rows]; top_ids int32, top_values fp32 [num_rows, num_top], num_top 0 to 20: columns beyond
-    the number of ids that can be drawn are left alone. With row_ids (int32 [num_rows], -1 = padding)
-    only rows whose request wants logprobs; what belongs to other rows is left alone.
+    logits fp32 [num_rows, vocab]; token_ids int64 [num_rows], negative = none (padding, a row that is not
+    finite); chosen fp32, ranks int32 [num_rows]; top_ids int32, top_values fp32 [num_rows, num_top],
+    num_top 0 to 20: columns beyond the number of ids that can be drawn are left alone. With row_ids
+    (int32 [num_rows], -1 = padding) only rows whose request wants logprobs; what belongs to other rows is
+    left alone.
     """
     num_rows, vocab_size = logits.shape
     assert logits.dtype == torch.float32 and logits.stride(1) == 1

@@ -131,7 +131,10 @@ def _sample_row(
     x = edited_logits(logits, token_mask, row, rows, edits, masks, index)
     if not bool((x > _NEG_INF).any()):
         left = (token_mask == 0) & allowed_ids(x.shape[0], row, masks)
-        return int(left.int().argmax()) if bool(left.any()) else int(torch.argmax(token_mask))
+        token = int(left.int().argmax()) if bool(left.any()) else int(torch.argmax(token_mask))
+        banned = slice(int(edits.starts[index]), int(edits.starts[index + 1]))
+        left[edits.token_ids[banned][edits.values[banned] == _NEG_INF].long()] = False
+        return -1 - token if bool(left.any()) else token
     if float(rows.temperature[row]) < 1e-5:
         return int((x == x.max()).nonzero()[0])
     z = x * (1 / rows.temperature[row])

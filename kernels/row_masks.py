@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import pdl
 from kernels.logit_rows import load_ids, tile_ids
-from kernels.sampling_tables import HAS_ROW_MASK, SamplingTables
+from kernels.sampling_tables import HAS_COUNTS, HAS_ROW_MASK, IS_BANNED, SamplingTables
 from kernels.thresholds import LANES, TILE
 
 _BLOCK = 1024
@@ -39,6 +39,26 @@ def lowest_allowed(words_ptr, mask_ptr, fallback_id, V: tl.constexpr, HAS_MASK: 
         lowest = tl.minimum(lowest, tl.where(is_left, ids, _MAX_ID))
     token = tl.min(tl.min(lowest, axis=1), axis=0)
     return tl.where(token < V, token, fallback_id)
+
+
+@triton.jit
+def num_left(
+    words_ptr, mask_ptr, counts_ptr, flags, is_banning, V: tl.constexpr, HAS_MASK: tl.constexpr
+):
+    """How many ids the row's mask, the token mask and bans leave, whatever its logits are."""
+    num = tl.zeros([LANES, 4], tl.int32)
+    for tile in range((V + TILE - 1) // TILE):
+        ids, groups = tile_ids(tile)
+        is_left = ids < V
+        if HAS_MASK:
+            is_left = is_left & (load_ids(mask_ptr, ids, groups, V, True, float("-inf")) == 0)
+        if flags & HAS_ROW_MASK:
+            is_left = is_left & is_allowed(words_ptr, ids, groups, V)
+        if (flags & HAS_COUNTS != 0) & is_banning:
+            counts = load_ids(counts_ptr, ids, groups, V, True, 0)
+            is_left = is_left & ((counts & IS_BANNED) == 0)
+        num += is_left.to(tl.int32)
+    return tl.sum(tl.sum(num, axis=1), axis=0)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ from kernels.logit_rows import (
     weigh_row,
 )
 from kernels.philox import group_words, gumbel_noise, id_words, noise_bound
-from kernels.row_masks import is_allowed, lowest_allowed
+from kernels.row_masks import is_allowed, lowest_allowed, num_left
 from kernels.sampling_rows import SamplingRows
 from kernels.sampling_tables import (
     GREEDY_BELOW,
@@ -274,12 +274,17 @@ def _sample_kernel(
             best, token = _draw_from_candidates(scratch, num_found, floor, position, choice, seed)
         else:
             best, token = _draw_from_row(row, floor, position, choice, seed, V, IS_PADDED, HAS_MASK)
+    position = tl.load(num_tokens_ptr + row_id)
+    drawn = token
     if best == float("-inf"):
         token = tl.cast(fallback_id, tl.int32)
         if flags & HAS_ROW_MASK:
             token = lowest_allowed(words_ptr, token_mask_ptr, token, V, HAS_MASK)
-    tl.store(sampled_ptr + program, token.to(tl.int64))
-    position = tl.load(num_tokens_ptr + row_id)
+        is_banning = position < tl.load(banned_below_ptr + row_id)
+        of_row_ptr = counts_ptr + row_id * stride_table_row
+        num = num_left(words_ptr, token_mask_ptr, of_row_ptr, flags, is_banning, V, HAS_MASK)
+        drawn = tl.where(num > 0, -1 - token, token)
+    tl.store(sampled_ptr + program, drawn.to(tl.int64))
     append_token(
         token, row_id, position, flags, position >= 0, token_ids_ptr, stride_ids_row,
         max_model_len, num_tokens_ptr, counts_ptr, stride_table_row,
@@ -297,6 +302,7 @@ def sample(
     skip_fused: bool = False,
 ) -> None:
     """Draw a token for each row, append it to `rows` and write it to `sampled`; see the top of this file.
+    Of a row that is not finite, -1 - id is written, and the id appended.
 
     logits fp32 [num_rows, vocab], only read, best from `new_logits`; row_ids int32 [num_rows], distinct,
     -1 = padding, for which nothing is read or written; sampled int64 [num_rows]. With skip_fused rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from server.board import Board
 from server.config import EngineConfig
 from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
@@ -27,8 +28,9 @@ class Assembled(NamedTuple):
     lines: list[str]  # what was chosen and why, for people
 
 
-def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
-    """`config.model` is a directory, `tokenizer` the one in it. Raises ConfigError."""
+def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = None) -> Assembled:
+    """`config.model` is a directory, `tokenizer` the one in it. `board` learns how the engine gets on.
+    Raises ConfigError."""
     vocab_size = read_config(config.model).vocab_size
     if tokenizer.num_tokens > vocab_size:
         raise ModelError(
@@ -36,15 +38,18 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer) -> Assembled:
             f"vocab_size {vocab_size} of config.json."
         )
     gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
-    loaded = build_runner(config, gaps, available_cores())
+    loaded = build_runner(config, gaps, available_cores(), board)
     has_end = tokenizer.eos_token_id is not None
     grammars = GrammarClient(config.model, vocab_size) if has_end else None
-    engine = engine_of(loaded, gaps, grammars)
+    engine = engine_of(loaded, gaps, grammars, board)
     return Assembled(engine, grammars, _info(loaded), loaded.lines)
 
 
 def engine_of(
-    loaded: LoadedRunner, gaps: Sequence[int] = (), grammars: GrammarMasks | None = None
+    loaded: LoadedRunner,
+    gaps: Sequence[int] = (),
+    grammars: GrammarMasks | None = None,
+    board: Board | None = None,
 ) -> Engine:
     """An engine over a runner; needs no tokenizer. `gaps`: ids without a token."""
     scheduler = Scheduler(
@@ -53,7 +58,14 @@ def engine_of(
         max_num_batched_tokens=loaded.limits.max_num_batched_tokens,
         max_model_len=loaded.limits.max_model_len,
     )
-    return Engine(scheduler, loaded.runner, loaded.vocab_size, no_tokens=gaps, grammars=grammars)
+    return Engine(
+        scheduler,
+        loaded.runner,
+        loaded.vocab_size,
+        no_tokens=gaps,
+        grammars=grammars,
+        board=board,
+    )
 
 
 def _info(loaded: LoadedRunner) -> EngineInfo:

@@ -7,6 +7,7 @@ import secrets
 import sys
 from dataclasses import replace
 
+from server.api.failures import failure_error
 from server.config import CPU_DTYPES, EngineConfig, GenerateConfig
 from server.errors import ContextLengthError, RequestError
 from server.sequence import SamplingParams, SequenceRequest
@@ -40,8 +41,11 @@ def generate(engine_config: EngineConfig, config: GenerateConfig, prompt: str) -
     engine.submit(SequenceRequest(seq_id=0, prompt_ids=prompt_ids, choice=0, params=params))
     _write(prompt)
     while engine.has_work:
-        for _, output in engine.step().outputs:
+        added = engine.step()
+        for _, output in added.outputs:
             _write("".join(map(decoder.feed, output.token_ids)))
+        for _, failure in added.failures:
+            raise failure_error(failure.kind)
     _write(decoder.flush() + "\n")
     return 0
 

@@ -17,6 +17,7 @@ import socket
 import threading
 from typing import Any, NoReturn
 
+MAX_TOLD_BYTES = 160_000  # Linux gives a socket a buffer of 212,992 bytes
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -82,7 +83,7 @@ class ChildLink:
         return self._socket.fileno()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send the one line, right after the spawn; it is small enough for the buffer."""
+        """Send the one line, right after the spawn: at most MAX_TOLD_BYTES, which the buffer holds."""
         self.child_end.close()
         self._socket.setblocking(False)
         with contextlib.suppress(ConnectionError):  # dead already, which the reaper will report

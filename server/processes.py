@@ -12,10 +12,12 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from server.board import SERVING, Board
 from server.config import EngineConfig, ServeConfig
 from server.errors import ConfigError
 from server.lifeline import Lifeline
 from server.logs import set_up_logging
+from server.sequence import Death
 
 _log = logging.getLogger(__name__)
 
@@ -58,27 +60,41 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     notice = threading.Timer(_SLOW_START_S, _log.info, [_SLOW_START])
     notice.daemon = True
     notice.start()
-    assembled = assemble(config.engine, load_tokenizer(config.engine.model))
+    board = Board(told["board_fd"])
+    assembled = assemble(config.engine, load_tokenizer(config.engine.model), board)
     notice.cancel()
     for line in assembled.lines:
         _log.info("%s", line)
-    server = EngineServer(_engine_socket(told), assembled.info)
+    server = EngineServer(
+        _engine_socket(told), assembled.info, engine=told["life"], deaths=_deaths(told)
+    )
     if assembled.grammars is not None:
         server.watch(assembled.grammars.fileno())
-    loop = EngineLoop(assembled.engine, server)
+    loop = EngineLoop(assembled.engine, server, board=board)
     gc.freeze()  # what is loaded stays: no collection walks it between two steps
     # A step of 256 sequences makes 700 short-lived tuples and lists: at the default threshold of 700
     # every step paid for a collection, 45 us.
     gc.set_threshold(10_000)
     gc.enable()
+    board.set_phase(SERVING)
     lifeline.ready()
     loop.run(lambda: False)  # until SIGTERM, which finds nothing worth saving in here
 
 
 def _run_api(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:
-    from server.api.process import run_api
+    from server.api.process import Boards, run_api
 
-    run_api(config, _engine_socket(told), socket.socket(fileno=told["listen_fd"]), lifeline.ready)
+    boards = Boards(Board(told["board_fd"]), Board(told["engine_board_fd"]))
+    listener = socket.socket(fileno=told["listen_fd"])
+    run_api(config, _engine_socket(told), listener, lifeline.ready, boards)
+
+
+def _deaths(told: dict[str, Any]) -> list[Death]:
+    """JSON has made lists of what were tuples."""
+    return [
+        Death(engine, is_own, cause, [(owner, seq_id) for owner, seq_id in suspects])
+        for engine, is_own, cause, suspects in told["deaths"]
+    ]
 
 
 def _engine_socket(told: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from server.sequence import Death
 
 MAX_DEATHS = 5  # with nothing completed in between
 MAX_REMEMBERED = 4  # deaths that the next one is told
-MAX_SUSPECTS = 1024  # of a death that are named: the lifeline's line must fit its buffer
 MAX_START_S = 900.0  # a first start compiles kernels, a large model is read
 MAX_COMPILE_S = 300.0
 CONFIRM_S = 1.0  # between the two looks that see a stall
@@ -31,6 +30,7 @@ _OWN_SIGNALS = frozenset(
 class Restart(NamedTuple):
     at_s: float
     death: Death
+    cause: str  # for a log line
 
 
 class GiveUp(NamedTuple):
@@ -47,16 +47,19 @@ class RestartPolicy:
     life: int = 0  # of the process that runs, from 1
     deaths: list[Death] = field(default_factory=list)  # the last ones
     _num_barren: int = 0  # deaths with nothing completed in between
+    _were_alone: set[int] = field(default_factory=set)  # sequences, in one of these
     _ready_s: float | None = None
     _stalled: tuple[float, float] | None = None  # progress and time of the first look that saw it
-    _looked_s: float = 0.0
+    _looked_s: float | None = None
+    _awake_s: float = 0.0  # since when we have looked without a gap
     _killed_for: str = ""  # why the watchdog did
     _was_stopped: bool = False  # by a signal from outside, when the watchdog killed it
 
     def on_spawn(self) -> int:
         """A process is started: the number of its life."""
         self.life += 1
-        self._ready_s, self._stalled, self._killed_for, self._was_stopped = None, None, "", False
+        self._ready_s = self._stalled = self._looked_s = None
+        self._killed_for, self._was_stopped = "", False
         return self.life
 
     def on_ready(self, now_s: float) -> None:
@@ -64,9 +67,13 @@ class RestartPolicy:
 
     def stall(self, seen: Snapshot, now_s: float) -> str:
         """Why it is to be killed now, or "". To be asked about once a second."""
-        is_late, self._looked_s = now_s - self._looked_s > _LATE_S, now_s
+        if self._looked_s is None or now_s - self._looked_s > _LATE_S:
+            # What stopped us, a frozen container say, stopped it too: it is given all its time again.
+            self._awake_s = now_s
+        self._looked_s = now_s
         limit_s = {STARTING: MAX_START_S, COMPILING: MAX_COMPILE_S, SERVING: self.stall_s}
-        if is_late or now_s - seen.progress_s <= limit_s[seen.phase]:
+        silent_s = now_s - max(seen.progress_s, self._awake_s)
+        if self._killed_for or silent_s <= limit_s[seen.phase]:
             self._stalled = None
             return ""
         if self._stalled is None or self._stalled[0] != seen.progress_s:
@@ -89,21 +96,35 @@ class RestartPolicy:
             self.life,
             self._is_own(exit_code),
             _kind(exit_code, fault, self._killed_for),
-            [] if seen is None else seen.suspects[:MAX_SUSPECTS],
+            [] if seen is None else seen.suspects,
         )
         self.deaths = [*self.deaths, death][-MAX_REMEMBERED:]
-        self._num_barren = 1 if self._has_got_on(seen, now_s) else self._num_barren + 1
+        if self._has_got_on(seen, now_s):
+            self._num_barren = 0
+            self._were_alone.clear()
+        if self._num_barren == 0 or not self._is_of_one_sequence(death):
+            self._num_barren += 1
         if self._num_barren >= MAX_DEATHS:
             return GiveUp(
-                f"{self.name} {cause}. It died {MAX_DEATHS} times without completing a step."
+                f"{self.name} {cause}. It died {MAX_DEATHS} times without getting anything done."
             )
         backoff_s = min(_FIRST_BACKOFF_S * 2.0 ** (self._num_barren - 1), _MAX_BACKOFF_S)
-        return Restart(now_s + backoff_s, death)
+        return Restart(now_s + backoff_s, death, cause)
 
     def _has_got_on(self, seen: Snapshot | None, now_s: float) -> bool:
         if seen is not None and seen.num_steps:
             return True
         return self._ready_s is not None and now_s - self._ready_s >= self.stable_s
+
+    def _is_of_one_sequence(self, death: Death) -> bool:
+        """A request that has killed others is tried alone, and given up if it kills again. However many such
+        requests there are, the budget is not spent on them; but only once on each, lest it go on for ever."""
+        if not death.is_own or len(death.suspects) != 1:
+            return False
+        _, seq_id = death.suspects[0]
+        is_first = seq_id not in self._were_alone
+        self._were_alone.add(seq_id)
+        return is_first
 
     def _is_own(self, exit_code: int) -> bool:
         if self._killed_for:
@@ -118,7 +139,7 @@ def _cause(exit_code: int, fault: str | None) -> str:
     if exit_code >= 0:
         return f"ended with status {exit_code}"
     hint = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-exit_code).name}{hint}"
+    return f"was killed by {_signal_name(-exit_code)}{hint}"
 
 
 def _kind(exit_code: int, fault: str | None, killed_for: str) -> str:
@@ -127,4 +148,11 @@ def _kind(exit_code: int, fault: str | None, killed_for: str) -> str:
         return "stall"
     if fault:
         return "exception"
-    return signal.Signals(-exit_code).name if exit_code < 0 else f"status {exit_code}"
+    return _signal_name(-exit_code) if exit_code < 0 else f"status {exit_code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time signals between the first and the last have no names
+        return f"signal {number}"

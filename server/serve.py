@@ -8,6 +8,7 @@ import ipaddress
 import json
 import logging
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -17,15 +18,17 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from server.board import Board
+from server.child import ChildSpec, python_child
 from server.config import ServeConfig
 from server.errors import ConfigError
 from server.startup import check_doors, check_kernels_are_ours, child_environment, resolve_serve
-from server.supervisor import Supervisor, python_child
+from server.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-_API_STOP_S = 8.0  # a container is given 10 s; the api itself lets requests run for less
+_LAST_WORDS_S = 5.0  # of an api, behind --drain-seconds: it should need one
 _ENGINE_STOP_S = 1.0
 
 
@@ -39,17 +42,36 @@ def serve(config: ServeConfig, started_at: float) -> int:
         address, port = listener.getsockname()[:2]
         config = replace(config, port=port)
         _warn_if_open(config, address)
-        told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
-        env = child_environment()
-        api_told = {**told, "listen_fd": listener.fileno()}
-        specs = [
-            python_child("engine 0", told, env, stop_s=_ENGINE_STOP_S),
-            python_child("api 0", api_told, env, fds=(listener.fileno(),), stop_s=_API_STOP_S),
-        ]
+        specs = _children(config, listener, runtime_dir)
         _log.info("serving %s from %s", config.served_model_name, config.engine.model)
         return Supervisor(
             specs, lambda: _announce(config, time.monotonic() - started_at), listener.close
         ).run()
+
+
+def _children(config: ServeConfig, listener: socket.socket, runtime_dir: Path) -> list[ChildSpec]:
+    """The engine first: it serves the api to the api's end."""
+    told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
+    env = child_environment()
+    engine_board, api_board = Board.create(), Board.create()
+    engine = python_child(
+        "engine 0",
+        told,
+        env,
+        stop_s=_ENGINE_STOP_S,
+        board=engine_board,
+        stall_s=config.stall_seconds,
+    )
+    api = python_child(
+        "api 0",
+        {**told, "listen_fd": listener.fileno(), "engine_board_fd": engine_board.fd},
+        env,
+        fds=(listener.fileno(), engine_board.fd),
+        stop_s=config.drain_seconds + _LAST_WORDS_S,
+        at_once=signal.SIGINT,
+        board=api_board,
+    )
+    return [engine, api]
 
 
 def _warn_if_open(config: ServeConfig, address: str) -> None:

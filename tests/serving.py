@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Server:
-    """Starts `python -m server serve` on a free port; its stderr goes to a file."""
+    """Starts `python -m server serve`, or that of another module, on a free port; stderr goes to a file."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
+    def __init__(self, model: Path, *flags: str, module: str = "server") -> None:
         self.stderr_file = tempfile.NamedTemporaryFile("w+", prefix="serve-", suffix=".log")  # noqa: SIM115
         self.temporary_dir = tempfile.TemporaryDirectory()
         self.client = httpx.Client(timeout=30)
-        command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--port", "0"]
+        command = [sys.executable, "-m", module, "serve", "--model", str(model), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--max-num-seqs", "8", *flags],
             cwd=ROOT,
@@ -78,13 +78,15 @@ class Server:
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def end(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout_s)
 
     def clean_up(self) -> None:
         if self.process.poll() is None:
-            self.end()
+            self.end(
+                signal.SIGINT
+            )  # at once: a stream that a failed test has left is not waited for
         print(self.stderr)  # shown beside a failure
         self.client.close()
         self.stderr_file.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from tests.serving import ROOT
 
@@ -31,6 +34,19 @@ def test_a_prompt_that_does_not_fit_is_a_sentence(tiny_model_dir: Path) -> None:
         (sentence,) = result.stderr.decode().splitlines()
         assert sentence.startswith("continuo: ")
         assert result.stdout == b""
+
+
+def test_a_model_that_gives_no_numbers_is_a_sentence(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """From some position on; what came before it is there."""
+    model = shutil.copytree(tiny_model_dir, tmp_path / "tiny-gpt")
+    weights = load_file(model / "model.safetensors")
+    weights["wpe.weight"][20:] = float("nan")
+    save_file(weights, model / "model.safetensors")
+    result = generate(model, "Once", "--max-tokens", "40", "--seed", "1")
+    assert result.stdout.startswith(b"Once")
+    sentence = result.stderr.decode().splitlines()[-1]
+    assert "no finite probabilities" in sentence
+    assert result.returncode == 2
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tiny_model_dir: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ def text_of_stream(server: Server, **fields: Any) -> str:
     with server.client.stream("POST", "/v1/completions", json=body(stream=True, **fields)) as got:
         *chunks, last = events(got)
     assert last == "[DONE]"
+    return text_of(chunks)
+
+
+def text_of(chunks: Iterable[str]) -> str:
     return "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
 
 
@@ -113,17 +117,33 @@ def test_a_client_that_goes_away_leaves_nothing_running(server: Server) -> None:
     assert server.metric("vllm:generation_tokens_total") < LONG  # neither ran to its end
 
 
-def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Server) -> None:
-    before = complete(server)
-    request = body(max_tokens=LONG, ignore_eos=True, stream=True)
-    with server.client.stream("POST", "/v1/completions", json=request) as got:
+def test_a_killed_engine_loses_nothing(server: Server) -> None:
+    request = body(max_tokens=400, ignore_eos=True)
+    undisturbed = complete(server, **request)
+    with server.client.stream("POST", "/v1/completions", json={**request, "stream": True}) as got:
         received = events(got)
-        next(received)
+        first = next(received)
         os.kill(server.pid_of("engine 0"), signal.SIGKILL)
-        *_, last = received
-    assert json.loads(last)["error"]["message"]
-    wait_for(server.is_answering, "the engine is back", timeout_s=60)
-    assert complete(server) == before
+        *chunks, last = received
+    assert last == "[DONE]"
+    assert text_of([first, *chunks]) == undisturbed
+    assert server.metric("continuo:engine_restarts_total") == 1
+    assert server.metric("continuo:replayed_tokens_total") > 0
+    assert server.metric("continuo:replay_mismatches_total") == 0
+    assert complete(server) == complete(server)
+
+
+def test_a_stopped_engine_is_not_ready_until_it_goes_on(server: Server) -> None:
+    assert server.is_answering()
+    engine = server.pid_of("engine 0")
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        wait_for(lambda: not server.is_answering(), "the stopped engine is noticed")
+        assert server.client.get("/health").status_code == 200  # it is being kept alive
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    wait_for(server.is_answering, "the engine goes on")
+    assert server.pid_of("engine 0") == engine
 
 
 def test_a_killed_api_comes_back_and_no_connection_is_refused(server: Server) -> None:

@@ -17,6 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from server.assembly import assemble
+from server.config import EngineConfig
+from server.errors import ConfigError
+from server.tokenizer import load_tokenizer
 from tests.serving import ROOT, Server
 from tests.waiting import is_alive, wait_for
 
@@ -30,14 +34,55 @@ def server(tiny_model_dir: Path) -> Iterator[Server]:
         running.clean_up()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything_and_leaves_nothing(
-    server: Server, number: signal.Signals
-) -> None:
+REQUEST = {"prompt": "Once upon a time", "seed": 7, "ignore_eos": True}
+
+
+def events(response: httpx.Response) -> Iterator[str]:
+    return (line[len("data: ") :] for line in response.iter_lines() if line)
+
+
+def test_sigterm_lets_streams_end_also_through_a_death_of_the_engine(server: Server) -> None:
     server.wait_ready()
     pids = server.all_pids()
     assert len(pids) >= 3
-    assert server.end(number) == 0
+    request = {**REQUEST, "max_tokens": 300}
+    url = "/v1/completions"
+    undisturbed = server.client.post(url, json=request).json()["choices"][0]["text"]
+    with server.client.stream("POST", url, json={**request, "stream": True}) as got:
+        received = events(got)
+        chunks = [next(received)]
+        os.kill(server.pid_of("engine 0"), signal.SIGSTOP)  # it does not end before we have looked
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not server.is_answering(), "the api drains")
+        assert server.client.get("/health").status_code == 200
+        refused = server.client.post(url, json=request)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        *rest, last = received
+    assert last == "[DONE]"
+    text = "".join(json.loads(chunk)["choices"][0]["text"] for chunk in [*chunks, *rest])
+    assert text == undisturbed
+    assert server.process.wait(timeout=20) == 0
+    assert_nothing_is_left(server, pids)
+
+
+def test_a_second_signal_does_not_wait_for_streams(server: Server) -> None:
+    server.wait_ready()
+    pids = server.all_pids()
+    request = {**REQUEST, "max_tokens": 16000, "stream": True}
+    with server.client.stream("POST", "/v1/completions", json=request) as got:
+        received = events(got)
+        next(received)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not server.is_answering(), "the api drains")
+        server.process.send_signal(signal.SIGINT)
+        *_, last = received
+    assert json.loads(last)["error"]["type"] == "server_error"
+    assert server.process.wait(timeout=20) == 0
+    assert_nothing_is_left(server, pids)
+
+
+def assert_nothing_is_left(server: Server, pids: list[int]) -> None:
     assert not any(is_alive(pid) for pid in pids)
     assert os.listdir(server.temporary_dir.name) == []
     with pytest.raises(httpx.ConnectError):
@@ -88,6 +133,16 @@ def test_a_missing_model_directory_is_named(tmp_path: Path) -> None:
 def test_too_little_memory_says_what_to_do(tiny_model_dir: Path) -> None:
     sentence = refused("--model", str(tiny_model_dir), "--kv-cache-gib", "1000000")
     assert "--kv-cache-gib" in sentence
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named_whichever_process_needs_it(
+    tiny_model_dir: Path, tmp_path: Path, file: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir, broken)
+    (broken / file).unlink()
+    assert str(broken) in refused("--model", str(broken))
 
 
 def truncate(model: Path) -> None:
@@ -147,6 +202,8 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
     spoil(broken)
-    _, found, said = refused("--model", str(broken)).partition(str(broken / file))
+    with pytest.raises(ConfigError) as error:
+        assemble(EngineConfig(model=str(broken)), load_tokenizer(str(broken)))
+    _, found, said = str(error.value).partition(str(broken / file))
     assert found
     assert said.lstrip().startswith(reason)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from server.child import with_deaths
+from server.lifeline import ChildLink
+from server.sequence import Death
 from tests.waiting import exists, is_alive, pids_in, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +45,16 @@ class Supervised:
 
     def num_ready(self, name: str) -> int:
         return len(pids_in(self.directory / f"{name}.ready"))
+
+    def deaths_told_to(self, name: str) -> list[Any]:
+        """To its latest process."""
+        deaths: list[Any] = json.loads((self.directory / f"{name}.told").read_text())["deaths"]
+        return deaths
+
+    def wait_finishing(self) -> None:
+        """The finisher was told to end."""
+        file = self.directory / "finisher.finishing"
+        wait_for(lambda: pids_in(file) == self.pids("finisher"), "the finisher was told")
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send the signal; the exit status and stderr."""
@@ -115,23 +131,125 @@ def test_children_die_with_a_killed_supervisor(supervised, tmp_path) -> None:
 def test_a_stubborn_child_is_killed_after_its_time(supervised, tmp_path) -> None:
     it = start(supervised, tmp_path, "a", "stubborn")
     it.wait_ready()
-    status, _ = it.end(signal.SIGTERM)
+    status, stderr = it.end(signal.SIGTERM)
     assert status == 0
+    assert stderr.splitlines()[-1] == "stubborn does not end: killing it"
     assert not any(exists(pid) for pid in it.pids("a") + it.pids("stubborn"))
 
 
-def test_a_second_ctrl_c_ends_a_slow_stop_and_a_second_sigterm_does_not(
-    supervised, tmp_path
-) -> None:
+def test_at_once_is_within_seconds_however_long_it_may_take_to_finish(supervised, tmp_path) -> None:
     it = start(supervised, tmp_path, "a", "deaf")
     it.wait_ready()
     it.process.send_signal(signal.SIGTERM)
     assert it.process.stdout.readline() == "stopping\n"
-    it.process.send_signal(signal.SIGTERM)
+    assert it.end(signal.SIGINT)[0] == 0  # a minute later it would be out of time
+
+
+def test_another_ctrl_c_kills_what_is_too_slow(supervised, tmp_path) -> None:
+    it = start(supervised, tmp_path, "a", "deaf")
+    it.wait_ready()
+    it.process.send_signal(signal.SIGINT)
+    assert it.process.stdout.readline() == "stopping\n"
     status, stderr = it.end(signal.SIGINT)
     assert status == 128 + signal.SIGINT
-    assert stderr.count("SIGTERM: stopping") == 1
+    assert stderr.splitlines()[-1] == "Killed at once by another Ctrl-C."
     assert not any(exists(pid) for pid in it.pids("a") + it.pids("deaf"))
+
+
+def test_a_child_that_is_needed_by_one_that_finishes_is_restarted(supervised, tmp_path) -> None:
+    it = start(supervised, tmp_path, "a", "finisher")
+    it.wait_ready()
+    it.process.send_signal(signal.SIGTERM)
+    it.wait_finishing()
+    os.kill(it.pids("a")[0], signal.SIGKILL)
+    wait_for(lambda: it.num_ready("a") == 2, "the child is back")
+    assert it.process.poll() is None
+    (tmp_path / "finisher.may-end").touch()
+    status, stderr = it.outcome()
+    assert status == 0
+    assert stderr.count("restarting it") == 1
+    assert not any(exists(pid) for pid in it.pids("a") + it.pids("finisher"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_one_that_dies_while_it_finishes_is_not_restarted(supervised, tmp_path, number) -> None:
+    it = start(supervised, tmp_path, "a", "finisher")
+    it.wait_ready()
+    it.process.send_signal(signal.SIGTERM)
+    it.wait_finishing()
+    os.kill(it.pids("finisher")[0], number)
+    status, stderr = it.outcome()
+    assert status == 1
+    assert stderr.splitlines()[-1].startswith(f"finisher was killed by {number.name}")
+    assert len(it.pids("finisher")) == len(it.pids("a")) == 1
+
+
+def test_a_second_sigterm_ends_at_once_unless_it_is_the_first_one_again(
+    supervised, tmp_path
+) -> None:
+    it = start(supervised, tmp_path, "a", "finisher")
+    it.wait_ready()
+    for _ in range(2):  # as a sender does who signals our process group, too
+        it.process.send_signal(signal.SIGTERM)
+    it.wait_finishing()
+    with pytest.raises(subprocess.TimeoutExpired):
+        it.process.wait(1.1)
+    status, stderr = it.end(signal.SIGTERM)
+    assert status == 0
+    assert stderr.count("SIGTERM: stopping") == 2
+    assert stderr.splitlines()[-1] == "SIGTERM: stopping at once"
+
+
+def test_when_one_is_given_up_the_others_end_at_once(supervised, tmp_path) -> None:
+    status, stderr = start(supervised, tmp_path, "short-lived", "finisher").outcome()
+    assert status == 1
+    assert stderr.splitlines()[-1].startswith("short-lived ended with status 3. It died 5 times")
+    assert len(pids_in(tmp_path / "short-lived.ready")) == 5
+    assert not (tmp_path / "finisher.finishing").exists()
+
+
+def test_a_child_that_does_not_get_on_is_replaced(supervised, tmp_path) -> None:
+    it = start(supervised, tmp_path, "stuck", "stopped", "compiling")
+    it.wait_ready()
+    wait_for(lambda: it.num_ready("stuck") == it.num_ready("stopped") == 2, "both are replaced")
+    suspects = [[0, 1], [2, 3]]
+    assert it.deaths_told_to("stuck") == [[1, True, "stall", suspects]]
+    assert it.deaths_told_to("stopped") == [[1, False, "stall", suspects]]
+    assert it.num_ready("compiling") == 1
+    status, stderr = it.end(signal.SIGTERM)
+    assert status == 0
+    assert "stuck did not get on for " in stderr
+    # those that were replaced do get on
+    assert [len(it.pids(name)) for name in ("stuck", "stopped", "compiling")] == [2, 2, 1]
+
+
+def test_a_completed_step_starts_the_count_of_deaths_anew(supervised, tmp_path) -> None:
+    it = start(supervised, tmp_path, "steps", "aborts")
+    it.wait_ready()
+    wait_for(lambda: it.num_ready("steps") == 8, "it has died seven times")
+    assert [death[:3] for death in it.deaths_told_to("steps")] == [
+        [life, True, "status 3"] for life in (4, 5, 6, 7)
+    ]
+    assert it.deaths_told_to("aborts") == [
+        [1, True, "SIGABRT", [[0, 1], [2, 3]]],
+        [2, True, "status 3", []],
+    ]
+    assert it.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_new_child_is_told_of_thousands_of_suspects() -> None:
+    """In one write, before anything reads it."""
+    deaths = [
+        Death(life, True, "SIGSEGV", [(3, 10**7 + i) for i in range(8000)]) for life in (6, 7)
+    ]
+    link = ChildLink()
+    with contextlib.closing(link):
+        told = with_deaths({"config": "c" * 1000}, deaths)
+        assert told["deaths"] == deaths[1:]
+        child_end = link.child_end.dup()
+        link.tell(told)
+        with contextlib.closing(child_end), child_end.makefile("rb") as lines:
+            assert len(json.loads(lines.readline())["deaths"][0][3]) == 8000
 
 
 def test_orphans_of_others_are_reaped(supervised, tmp_path) -> None:

@@ -52,6 +52,7 @@ class Server:
 
     def __init__(self, port: int, pid: int, engine: EngineServer, token_id: int) -> None:
         self.port = port
+        self.pid = pid
         self.engine = engine
         self.owner = engine.owners[-1]
         self.token_id = token_id
@@ -147,7 +148,9 @@ def _send_step(server: Server, seq_ids: list[int], step: int, num_tokens: int) -
     first = FirstOutput(0, 0.0) if step == 0 else None
     finish = "length" if step == num_tokens - 1 else None
     token_ids = [server.token_id]
-    outputs = [SequenceOutput(seq_id, token_ids, None, finish, None, first) for seq_id in seq_ids]
+    outputs = [
+        SequenceOutput(seq_id, token_ids, None, finish, None, first, step) for seq_id in seq_ids
+    ]
     server.engine.send(server.owner, StepOutput(outputs, _STATS))
 
 

@@ -82,7 +82,7 @@ class _Round:
         self._num_asked = self._num_answered = 0
         started = time.perf_counter()
         for step in range(STEPS):
-            self._send([(seq_id, None) for seq_id in self._seq_ids], is_first=step == 0)
+            self._send([(seq_id, None) for seq_id in self._seq_ids], step)
             if self._sender is not None and step * STEP_S >= self._num_asked * LONG_PROMPT_EVERY_S:
                 self._sender.write(b"\n")
                 self._sender.flush()
@@ -101,11 +101,12 @@ class _Round:
                         self._gaps_ms.append((now - before) * 1e3)
                     self._token_at[descriptor] = now
 
-    def _send(self, ids: list[tuple[int, str | None]], *, is_first: bool) -> None:
-        first = FirstOutput(0, 0.0) if is_first else None
+    def _send(self, ids: list[tuple[int, str | None]], step: int) -> None:
+        first = FirstOutput(0, 0.0) if step == 0 else None
         token_ids = [self._server.token_id]
         outputs = [
-            SequenceOutput(seq_id, token_ids, None, finish, None, first) for seq_id, finish in ids
+            SequenceOutput(seq_id, token_ids, None, finish, None, first, step)
+            for seq_id, finish in ids
         ]
         self._server.engine.send(self._server.owner, StepOutput(outputs, _STATS))
 
@@ -117,5 +118,5 @@ class _Round:
                     if sequence.params.max_tokens > 1:
                         self._seq_ids.append(sequence.seq_id)
                     else:
-                        self._send([(sequence.seq_id, "length")], is_first=True)
+                        self._send([(sequence.seq_id, "length")], 0)
                         self._num_answered += 1

@@ -101,6 +101,24 @@ def _apply_edits(x: NDArray[np.float32], edits: LogitEdits, index: int) -> None:
 
 
 @kernel()
+def _is_any_left(
+    token_mask: NDArray[np.float32],
+    index: int,
+    row: int,
+    edits: LogitEdits,
+    masks: RowMasks,
+    x: NDArray[np.float32],
+) -> bool:
+    """Whether the row could draw an id if its logits were finite. `x`: scratch."""
+    x[:] = token_mask
+    if masks.has_mask[row] != 0:
+        _apply_mask(x, masks.words[row])
+    _apply_edits(x, edits, index)
+    is_any: bool = x[argmax(x)] > _NEG_INF
+    return is_any
+
+
+@kernel()
 def _penalised(
     value: np.float32,
     count: int,
@@ -263,7 +281,8 @@ def _sample_row(
         _apply_penalties(x, rows, row)
     mode = argmax(x)
     if x[mode] == _NEG_INF:
-        return _lowest_allowed(token_mask, row, masks)
+        token = _lowest_allowed(token_mask, row, masks)
+        return -1 - token if _is_any_left(token_mask, index, row, edits, masks, x) else token
     temperature = rows.temperature[row]
     if temperature < GREEDY_BELOW:
         return mode
@@ -316,7 +335,7 @@ def sample(
     edits: LogitEdits,
     masks: RowMasks,
 ) -> NDArray[np.int64]:
-    """One token id for each row of logits; see the top of this file.
+    """One token id for each row of logits, -1 - id for one that is not finite; see the top of this file.
 
     logits float32 [num_rows, vocab], only read; token_mask float32 [vocab]: 0, or -inf for ids that
     are never drawn; row_ids int32 [num_rows]: where each row's parameters stand in `rows` and `masks`.

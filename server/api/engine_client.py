@@ -1,6 +1,7 @@
-"""The api's view of the engine: every open sequence in a replayable state, and where its tokens go.
+"""The api's view of the engine: the shell around the book of open sequences. Owns the connection,
+the clock and whoever waits for an engine.
 
-A sequence is open from its submission to its last token, its abort, or the loss of the engine.
+A sequence is open from its submission to its last token, abort or failure, over any number of engines.
 """
 
 from __future__ import annotations
@@ -8,32 +9,42 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from server.api.engine_counts import EngineCounts
-from server.api.generation import Generation, OpenSequence, Turn
-from server.errors import EngineGoneError
+from server.api.failures import failure_error
+from server.api.generation import Generation, Turn
+from server.api.quarantine import Quarantine
+from server.api.sequence_book import SequenceBook
+from server.errors import EngineGoneError, ProtocolError
 from server.ipc.client import HIGH_WATER_BYTES, EngineLink
-from server.ipc.frames import Abort, EngineInfo, StepOutput, Submit, ToApi, Welcome
+from server.ipc.frames import EngineInfo, StepOutput, ToApi, Welcome
 from server.sequence import SequenceRequest
+
+# An engine is back within 3 s: clients that do not retry should not notice.
+ENGINE_WAIT_S = 10.0
+MAX_WAITING = 1024
 
 _log = logging.getLogger(__name__)
 
 
 class EngineClient:
-    """Submits, routes and aborts. Reconnects by itself while `run` runs."""
+    """Submits, routes and aborts. Reconnects by itself while `run` runs, and then has all that is
+    open computed again."""
 
     max_unsent_bytes = HIGH_WATER_BYTES
 
     def __init__(self, socket_path: str) -> None:
-        self._link = EngineLink(socket_path, self._on_frame, self._on_lost)
-        self._turn = Turn()
-        self._open: dict[int, OpenSequence] = {}
-        self._next_seq_id = 0
-        self._welcomed = asyncio.Event()
+        self._link = EngineLink(socket_path, self._on_frame, self._on_lost, self._on_writable)
+        self._quarantine = Quarantine()
+        self._book = SequenceBook(Turn(), self.abort, self._quarantine)
+        self._waiting: set[asyncio.Future[None]] = set()  # for a change of the connection
+        self._is_stopping = False
+        self.is_connected = False  # and welcomed
         self.info: EngineInfo | None = None  # of the present engine, or of the last one
         self.counts = EngineCounts()
+        self.num_refused = 0  # requests, for being in quarantine
         self.heard_at = time.monotonic()  # of the last frame; at first: since when we listen
 
     async def run(self) -> None:
@@ -41,12 +52,23 @@ class EngineClient:
         await self._link.run()
 
     @property
-    def is_connected(self) -> bool:
-        return self._welcomed.is_set()
+    def num_open(self) -> int:
+        return len(self._book.open)
 
     @property
-    def num_open(self) -> int:
-        return len(self._open)
+    def num_mismatches(self) -> int:
+        """Tokens that a replay drew differently."""
+        return self._book.num_mismatches
+
+    @property
+    def num_given_up(self) -> int:
+        """Sequences that failed because they killed engines."""
+        return self._book.num_given_up
+
+    @property
+    def deaths(self) -> Counter[str]:
+        """Of engines, by cause."""
+        return self._book.deaths
 
     @property
     def num_unsent_bytes(self) -> int:
@@ -54,74 +76,129 @@ class EngineClient:
         return self._link.num_unsent_bytes
 
     async def wait_connected(self) -> None:
-        await self._welcomed.wait()
+        while not self.is_connected:
+            await self._change()
+
+    async def ready_info(self) -> EngineInfo:
+        """Of the connected engine. Raises EngineGoneError if none comes in time."""
+        await self._wait_until(lambda: self.is_connected)
+        assert self.info is not None
+        return self.info
+
+    async def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Raises EngineGoneError where that takes too long, or would be in vain."""
+        if not is_so():
+            if len(self._waiting) >= MAX_WAITING:
+                raise EngineGoneError("No more requests can wait for the engine.")
+            try:
+                await asyncio.wait_for(self._changed_to(is_so), ENGINE_WAIT_S)
+            except asyncio.TimeoutError:
+                raise EngineGoneError("The engine takes no requests.") from None
+        if self._is_stopping:
+            raise EngineGoneError("The server is stopping.")
+
+    async def _changed_to(self, is_so: Callable[[], bool]) -> None:
+        while not (is_so() or self._is_stopping):
+            await self._change()
+
+    async def _change(self) -> None:
+        """Until the connection is another, takes frames again, or the server stops."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
+
+    def _wake_waiting(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def silence_s(self) -> float:
         """Seconds since the engine said anything; it speaks at least once a second."""
         return time.monotonic() - self.heard_at
 
-    async def submit(self, requests: Sequence[SequenceRequest]) -> Generation:
+    async def submit(
+        self, requests: Sequence[SequenceRequest], planned_for: EngineInfo | None = None
+    ) -> Generation:
         """Those of one HTTP request; the seq_id of each is its index in it.
 
-        Raises EngineGoneError without an engine. The caller must `close` the generation.
+        Whatever becomes of the engine, they are computed. The caller must `close` the generation.
+        Raises EngineGoneError if the engine takes nothing for a while, or is another one than they were
+        planned for, and RequestError for what has killed engines.
         """
-        await self._link.drain()
-        first = self._next_seq_id
-        generation = Generation(first, len(requests), self.abort, self._turn)
-        numbered = [replace(request, seq_id=first + request.seq_id) for request in requests]
-        self._link.send(Submit(numbered))
-        self._next_seq_id += len(numbered)
-        for request in numbered:
-            self._open[request.seq_id] = OpenSequence(request, generation)
+        now_s = time.monotonic()
+        # all choices of a prompt are alike to the quarantine
+        if any(self._quarantine.holds(each, now_s) for each in requests if each.choice == 0):
+            self.num_refused += 1
+            raise failure_error("engine_crash")
+        await self._wait_until(lambda: not self._link.is_full)
+        if planned_for is not None and _differ(planned_for, self.info):
+            raise EngineGoneError("The engine is another one now.")
+        generation = self._book.add(requests)
+        self._pump()
         return generation
 
     def abort(self, seq_ids: Iterable[int]) -> None:
         """Those of them that are open end at once, here and in the engine."""
-        still_open = [seq_id for seq_id in seq_ids if self._open.pop(seq_id, None) is not None]
-        if still_open and self._link.is_connected:
-            self._link.send(Abort(still_open))
+        self._book.remove(seq_ids)
+        self._pump()
 
     def give_up(self) -> None:
-        """Every open sequence ends with an error, here and in the engine."""
-        if self._open and self._link.is_connected:
-            self._link.send(Abort(list(self._open)))
-        self._fail_open("The server is stopping.")
+        """Every open sequence ends with an error, here and in the engine; nothing more is accepted."""
+        self._is_stopping = True
+        self._wake_waiting()
+        self._book.fail_all(EngineGoneError("The server is stopping."))
+        self._pump()
+
+    def _pump(self) -> None:
+        """Sends what is due, as far as the engine reads it."""
+        frames = self._book.next_frames()
+        while not self._link.is_full and (frame := next(frames, None)) is not None:
+            self._link.send(frame)
 
     def _on_frame(self, frame: ToApi) -> None:
         self.heard_at = time.monotonic()
         if isinstance(frame, StepOutput):
-            self._route(frame)
+            self._on_output(frame)
         elif isinstance(frame, Welcome):
-            self.info = frame.info
-            self.counts.on_welcome()
-            self._welcomed.set()
+            self._on_welcome(frame)
+        self._pump()
 
-    def _route(self, frame: StepOutput) -> None:
+    def _on_output(self, frame: StepOutput) -> None:
         self.counts.on_stats(frame.stats)
-        sequences = self._open
-        for chunk in frame.prompt_logprobs:
-            if (sequence := sequences.get(chunk.seq_id)) is not None:
-                sequence.generation.deliver_prompt(chunk)
-        for output in frame.outputs:
-            sequence = sequences.get(output.seq_id)
-            if sequence is None:
-                continue  # aborted while this step was running
-            sequence.emitted_ids += output.token_ids
-            if output.finish_reason is not None:
-                del sequences[output.seq_id]
-            sequence.generation.deliver(output)
-        for failure in frame.failures:
-            if (sequence := sequences.pop(failure.seq_id, None)) is not None:
-                sequence.generation.deliver_failure(failure)
+        try:
+            self._book.on_output(frame)
+        except ProtocolError as error:
+            _log.error("%s All of it is computed again.", error)
+            raise
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self.info = welcome.info
+        self.is_connected = True
+        self.counts.on_welcome(welcome.engine)
+        self._book.on_welcome(welcome, self.heard_at)
+        if self._book.open:
+            _log.info("engine %d computes %d sequences again", welcome.engine, self.num_open)
+        self._wake_waiting()
+
+    def _on_writable(self) -> None:
+        self._pump()
+        self._wake_waiting()
 
     def _on_lost(self) -> None:
-        self._welcomed.clear()
+        self.is_connected = False
         self.counts.on_lost()
-        if self._open:
-            _log.warning("lost the engine with %d open sequences", len(self._open))
-        self._fail_open("The engine went away.")
+        self._book.on_lost()
+        if self._book.open:
+            _log.warning("lost the engine with %d open sequences", self.num_open)
+        self._wake_waiting()  # the next connection is an empty one
 
-    def _fail_open(self, why: str) -> None:
-        lost, self._open = self._open, {}
-        for sequence in lost.values():
-            sequence.generation.fail(EngineGoneError(why))
+
+def _differ(planned_for: EngineInfo, now: EngineInfo | None) -> bool:
+    """In what a reply has promised already, or in what was checked."""
+    return now is None or (planned_for.system_fingerprint, planned_for.max_model_len) != (
+        now.system_fingerprint,
+        now.max_model_len,
+    )

@@ -148,4 +148,6 @@ class OpenSequence:
     emitted_ids: list[int] = field(default_factory=list)
     is_sent: bool = False  # to the engine that is connected
     is_trusted: bool = True  # no replay has drawn one of its tokens differently
+    num_faults: int = 0  # outputs that could not be right, with as many emitted as `fault_at`
+    fault_at: int = 0
     num_deaths: int = 0  # of engines, with it in their step, and nothing new of it in between

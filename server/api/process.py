@@ -5,33 +5,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.app import Doors, create_app
 from server.api.engine_client import EngineClient
+from server.api.http.drain import Drain
 from server.api.http.serving_protocol import ServingHttpProtocol
+from server.api.routes.health import BoardProgress
 from server.api_keys import KeyFile
+from server.board import SERVING, Board
 from server.config import ServeConfig
 from server.tokenizer import load_tokenizer
 
-_GRACE_S = 5  # running requests after SIGTERM; a container is given 10 s in all
-_LAST_WORDS_S = 1  # then they are told of the end; uvicorn alone would cut them off in mid-reply
+_LAST_WORDS_S = 1  # running requests are told of the end; uvicorn alone would cut them off
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Boards:
+    """What processes write down of how they get on."""
+
+    own: Board
+    engine: Board
 
 
 class _Server(uvicorn.Server):
-    """Ends with a return, not by its own signal; says when it can serve."""
+    """Ends with a return, not by its own signal; finishes what runs before; says when it can serve."""
 
     def __init__(
-        self, config: uvicorn.Config, engine: EngineClient, on_ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        engine: EngineClient,
+        on_ready: Callable[[], None],
+        *,
+        drain: Drain,
+        drain_s: float,
+        board: Board | None,
     ) -> None:
         super().__init__(config)
         self._engine = engine
         self._on_ready = on_ready
+        self._drain = drain
+        self._drain_s = drain_s
+        self._drain_until = math.inf
+        self._board = board
         self._announcement: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -44,8 +70,36 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._announcement = asyncio.create_task(self._announce())
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: what runs may end. SIGINT: at once. A service manager may send the first more than once,
+        to every process of ours, and so may the supervisor."""
+        if not self._drain.is_on:
+            self._drain.begin()
+            self._drain_until = time.monotonic() + self._drain_s
+        if sig == signal.SIGINT:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._board is not None:
+            if counter == 0:
+                self._board.set_phase(SERVING)
+            self._board.tick()
+        if self._drain.is_on and (self._is_done() or time.monotonic() >= self._drain_until):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _is_done(self) -> bool:
+        """Every completion has ended, and its client has taken it."""
+        return self._drain.num_active == 0 and not any(
+            connection.transport.get_write_buffer_size()
+            for connection in self.server_state.connections
+        )
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(_GRACE_S, self._engine.give_up)
+        self._engine.give_up()
+        # what was still being read or planned
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S / 2, self._engine.give_up)
         await super().shutdown(sockets)
 
     async def _announce(self) -> None:
@@ -57,13 +111,18 @@ class _Server(uvicorn.Server):
 
 
 def run_api(
-    config: ServeConfig, socket_path: str, listener: socket.socket, on_ready: Callable[[], None]
+    config: ServeConfig,
+    socket_path: str,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    boards: Boards | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT. `on_ready` once requests can be answered.
 
     `config` is resolved: the model directory and the served name are set. Raises ConfigError.
     """
     engine = EngineClient(socket_path)
+    drain = Drain()
     app = create_app(
         load_tokenizer(config.engine.model),
         config.served_model_name,
@@ -74,10 +133,20 @@ def run_api(
             origins=config.origins,
             logs_requests=config.log_requests,
         ),
+        drain=drain,
+        progress=None if boards is None else BoardProgress(boards.engine),
+        resume_bytes=config.resume_memory_mib * _MIB,
     )
     tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
     served = uvicorn_config(app, **(tls if config.ssl_certfile else {}))
-    _Server(served, engine, on_ready).run(sockets=[listener])
+    _Server(
+        served,
+        engine,
+        on_ready,
+        drain=drain,
+        drain_s=config.drain_seconds,
+        board=None if boards is None else boards.own,
+    ).run(sockets=[listener])
 
 
 def uvicorn_config(app: ASGIApp, **tls: str) -> uvicorn.Config:
@@ -93,7 +162,7 @@ def uvicorn_config(app: ASGIApp, **tls: str) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=_GRACE_S + _LAST_WORDS_S,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
         ssl_certfile=tls.get("ssl_certfile"),
         ssl_keyfile=tls.get("ssl_keyfile"),
     )

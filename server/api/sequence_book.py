@@ -1,12 +1,14 @@
 """Every open sequence in a state from which it can be computed again, and what the engine must be told
 next. No socket, task or clock in here: whoever has them takes `next_frames` as the socket takes them.
 
-A sequence that was in the step of two deaths of the engine's own making, with nothing new of it in between,
-is a suspect. Suspects are tried before and without anyone else, one at a time:
+A sequence that was in the steps of SUSPECT_DEATHS engines that died of themselves, with nothing new of it
+in between, is a suspect. Suspects are tried before and without anyone else, one at a time:
 
-    something new of it, its end, its abort   it passes, and goes on with the others when all are through
-    the engine dies of itself, with it alone  it fails, and its like is refused for a while
-    the engine is killed from outside         it is tried again
+    something new of it, its end, its abort     it passes; when all are through, they go on with the others
+    the engine dies of itself, with it alone    it fails with its request; its like is refused for a while
+    the engine dies of itself, with another     it is tried again, but not for ever: it fails at MAX_DEATHS
+    the engine is killed from outside           it is tried again
+    the connection is lost, the engine lives    it is tried again
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from server.api.generation import Generation, OpenSequence, Turn
 from server.api.quarantine import Quarantine
 from server.errors import EngineGoneError, ProtocolError
 from server.ipc.frames import Abort, StepOutput, Submit, ToEngine, Welcome
-from server.sequence import Death, SequenceFailure, SequenceOutput, SequenceRequest
+from server.sequence import (
+    Death,
+    PromptLogprobs,
+    SequenceFailure,
+    SequenceOutput,
+    SequenceRequest,
+)
 
 _FRAME_BYTES = 1 << 18  # of a Submit, about: a replay must not be one write of 100 MB
 _BYTES_PER_ID = 5  # of msgpack, at most
 _MAX_LIVES = 8  # engines whose connections are remembered
 SUSPECT_DEATHS = 2
+MAX_FAULTS = 3  # of one sequence in one place: others' streams wait for every replay
+MAX_DEATHS = 4  # the fifth in a row would end the server
 
 
 class SequenceBook:
@@ -51,6 +61,7 @@ class SequenceBook:
         self._last_death = 0
         self.deaths: Counter[str] = Counter()  # by cause
         self.num_mismatches = 0  # tokens that a replay drew differently: faults of ours
+        self.num_given_up = 0  # sequences, for having killed engines
 
     def add(self, requests: Sequence[SequenceRequest]) -> Generation:
         """Those of one HTTP request; the seq_id of each is its index in it."""
@@ -88,8 +99,7 @@ class SequenceBook:
             seq = self.open.get(self._pending.popleft())
             if seq is not None and not seq.is_sent:
                 batch.append(_submission(seq))
-                num_ids = len(seq.request.prompt_ids) + len(seq.emitted_ids)
-                num_bytes += _BYTES_PER_ID * num_ids + 256
+                num_bytes += _num_bytes(batch[-1])
         return batch
 
     def on_welcome(self, welcome: Welcome, now_s: float) -> None:
@@ -99,9 +109,10 @@ class SequenceBook:
         self._owners.setdefault(welcome.engine, set()).add(welcome.owner)
         while len(self._owners) > _MAX_LIVES:
             del self._owners[next(iter(self._owners))]
-        if welcome.info.system_fingerprint != self._fingerprint:
+        fingerprint = welcome.info.system_fingerprint
+        if self._fingerprint not in ("", fingerprint):
             self.fail_all(EngineGoneError("The engine came back with other numerics."))
-            self._fingerprint = welcome.info.system_fingerprint
+        self._fingerprint = fingerprint
         self._queue_all()
 
     def _queue_all(self) -> None:
@@ -112,6 +123,7 @@ class SequenceBook:
         order = sorted(self.open, key=lambda seq_id: (not self.open[seq_id].emitted_ids, seq_id))
         self._suspects = deque(i for i in order if self.open[i].num_deaths >= SUSPECT_DEATHS)
         self._pending = deque(i for i in order if self.open[i].num_deaths < SUSPECT_DEATHS)
+        self._has_deaths = any(seq.num_deaths for seq in self.open.values())
 
     def _note_deaths(self, deaths: Iterable[Death], now_s: float) -> None:
         for death in deaths:
@@ -123,25 +135,42 @@ class SequenceBook:
 
     def _blame(self, death: Death, now_s: float) -> None:
         owners = self._owners.get(death.engine, set())
-        ours = [i for owner, i in death.suspects if owner in owners and i in self.open]
-        if ours == [self._trial] and death.engine == self._life:
-            self._quarantine.add(self.open[ours[0]].request, now_s)
-            self._fail(SequenceFailure(ours[0], "engine_crash"))
+        suspects = set(death.suspects)  # also those of others
+        ours = sorted(i for owner, i in suspects if owner in owners and i in self.open)
+        if len(suspects) == 1 and ours == [self._trial] and death.engine == self._life:
+            self._convict(ours[0], now_s)
             return
         for seq_id in ours:
-            self.open[seq_id].num_deaths += 1
-            self._has_deaths = True
+            if (seq := self.open.get(seq_id)) is not None:  # not gone with one of these
+                seq.num_deaths += 1
+                if seq.num_deaths >= MAX_DEATHS:
+                    self._give_up(seq_id)
+
+    def _convict(self, seq_id: int, now_s: float) -> None:
+        """What is like it would only kill again: a request that was sent several times, too."""
+        self._quarantine.add(self.open[seq_id].request, now_s)
+        self._give_up(seq_id)
+        for other, seq in list(self.open.items()):
+            if seq.num_deaths and self._quarantine.holds(seq.request, now_s) and other in self.open:
+                self._give_up(other)
+
+    def _give_up(self, seq_id: int) -> None:
+        """With its siblings, at once: their reader's turn would come too late."""
+        generation = self.open[seq_id].generation
+        self.num_given_up += 1
+        self._fail(SequenceFailure(seq_id, "engine_crash"))
+        self.remove([i for i, seq in self.open.items() if seq.generation is generation])
 
     def on_output(self, frame: StepOutput) -> None:
         """Raises ProtocolError where only a new connection helps."""
-        sequences = self.open
+        sequences, has_deaths = self.open, self._has_deaths
         for chunk in frame.prompt_logprobs:
             if (seq := sequences.get(chunk.seq_id)) is not None:
-                seq.generation.deliver_prompt(chunk)
+                _deliver_prompt(seq, chunk)
         for output in frame.outputs:
             seq = sequences.get(output.seq_id)
-            if seq is None:  # aborted while this step was running, or a Submit came twice
-                self._aborts.append(output.seq_id)
+            if seq is None:
+                self._refuse(output)
                 continue
             if output.start != len(seq.emitted_ids):
                 rest = self._without_repeated(seq, output)
@@ -152,23 +181,29 @@ class SequenceBook:
             if output.finish_reason is not None:
                 del sequences[output.seq_id]
             seq.generation.deliver(output)
-            if self._has_deaths:
+            if has_deaths:
                 self._acquit(output.seq_id, seq)
         for failure in frame.failures:
             self._fail(failure)
 
+    def _refuse(self, output: SequenceOutput) -> None:
+        """It was aborted while this step was running; or it is over, and a Submit of it came twice."""
+        if output.finish_reason is None:
+            self._aborts.append(output.seq_id)
+
     def _without_repeated(self, seq: OpenSequence, output: SequenceOutput) -> SequenceOutput | None:
         """What is new in it. A replay repeats the last token that was sent, which proves it right."""
         num_known = len(seq.emitted_ids) - output.start
-        repeated = output.token_ids[:num_known]
         if num_known < 0:
-            raise ProtocolError("The engine left out tokens.")
+            self._fault(seq, "The engine left out tokens.")
+            return None
+        repeated = output.token_ids[:num_known]
         is_nothing_new = num_known >= len(output.token_ids)
         sent = seq.emitted_ids[output.start : output.start + len(repeated)]
         if repeated != sent or (is_nothing_new and output.finish_reason is not None):
             self.num_mismatches += 1
-            seq.is_trusted = False  # what was sent stays: the next replay goes on from there
-            raise ProtocolError("The engine computed a token differently.")
+            self._fault(seq, "The engine computed a token differently.")
+            return None
         if is_nothing_new:
             return None
         return output._replace(
@@ -178,18 +213,29 @@ class SequenceBook:
             start=len(seq.emitted_ids),
         )
 
+    def _fault(self, seq: OpenSequence, what: str) -> None:
+        """What was sent stays: the next replay goes on from there."""
+        seq.is_trusted = False
+        num_emitted = len(seq.emitted_ids)
+        seq.num_faults = seq.num_faults + 1 if seq.fault_at == num_emitted else 1
+        seq.fault_at = num_emitted
+        if seq.num_faults < MAX_FAULTS:
+            raise ProtocolError(what)
+        self._aborts.append(seq.request.seq_id)
+        self._fail(SequenceFailure(seq.request.seq_id, "internal"))
+
     def _acquit(self, seq_id: int, seq: OpenSequence) -> None:
         """Something new of it has come. After a trial it leaves the engine, so that the next is alone."""
         if not seq.num_deaths:
             return
         seq.num_deaths = 0
+        self._has_deaths = any(each.num_deaths for each in self.open.values())
         if seq_id == self._trial:
             self._trial = None
-            if seq_id in self.open:
+            if self._suspects and seq_id in self.open:
                 seq.is_sent = False
                 self._aborts.append(seq_id)
-                self._pending.append(seq_id)
-        self._has_deaths = any(each.num_deaths for each in self.open.values())
+                self._pending.appendleft(seq_id)
 
     def _fail(self, failure: SequenceFailure) -> None:
         if (seq := self.open.pop(failure.seq_id, None)) is not None:
@@ -220,6 +266,13 @@ class SequenceBook:
             seq.generation.fail(error)
 
 
+def _deliver_prompt(seq: OpenSequence, chunk: PromptLogprobs) -> None:
+    try:
+        seq.generation.deliver_prompt(chunk)
+    except ValueError:
+        raise ProtocolError("The engine left out prompt logprobs.") from None
+
+
 def _submission(seq: OpenSequence) -> SequenceRequest:
     """With what it has emitted but for the last token, if that is not the only one: it is drawn again and
     must be the same."""
@@ -229,3 +282,13 @@ def _submission(seq: OpenSequence) -> SequenceRequest:
         return seq.request
     num_kept_back = 1 if seq.is_trusted and len(emitted) > 1 else 0
     return replace(seq.request, emitted_ids=emitted[: len(emitted) - num_kept_back])
+
+
+def _num_bytes(request: SequenceRequest) -> int:
+    """Of its part of a frame, about."""
+    params, grammar = request.params, request.grammar
+    num_ids = len(request.prompt_ids) + len(request.emitted_ids) + len(params.stop_token_ids)
+    num_ids += len(params.allowed_token_ids or ()) + 3 * len(params.logit_bias)
+    num_ids += sum(1 + len(word) for word in params.bad_words)
+    num_chars = len(request.cache_salt) + (0 if grammar is None else len(grammar.source))
+    return 256 + _BYTES_PER_ID * num_ids + num_chars

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from server.engine.prefix_cache import PrefixCache
+from server.engine.sequence_state import SequenceState
 
 
 class BlockManager:
@@ -62,6 +63,14 @@ class BlockManager:
             self._num_refs[block_id] -= 1
             if not self._num_refs[block_id]:
                 self._put_back(block_id)
+
+    def discard(self, seq: SequenceState) -> None:
+        """Nobody finds its computed blocks any more, not even in what it left to others. Who holds them goes
+        on."""
+        for block_id in self.cache.forget_all(seq):
+            if block_id in self._idle:
+                del self._idle[block_id]
+                self._free.append(block_id)
 
     def _take(self) -> int:
         if self._free:

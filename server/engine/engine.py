@@ -8,21 +8,28 @@ owners; no clock, no socket. Used as it is for offline generation.
 Where the runner takes more than one step in flight, a step is scheduled and dispatched while the one
 before it runs, and its outputs come one call later. Until then a sequence may have ended: a stop is
 found one step late, an abort comes in between. What was drawn for it meanwhile is dropped.
+
+A row that fails ends its sequence. What fails as a whole is an exception out of `step`: the process ends,
+and the next one is given everything again, with what had been emitted.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from server.board import Board
 from server.engine.scheduler import ScheduledStep, Scheduler
 from server.engine.sequence_state import SequenceState
+from server.engine.step_results import logprobs_of, new_prompt_logprobs, sampling
 from server.engine.token_masks import TokenMasks
 from server.errors import RequestError
+from server.faults import log_fault
 from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineStats
-from server.runner.batch import Runner, ScheduledRow, StepHandle, StepResult
+from server.runner.batch import Runner, StepHandle, StepResult
 from server.sequence import (
     FailureKind,
     FirstOutput,
@@ -30,8 +37,9 @@ from server.sequence import (
     SequenceFailure,
     SequenceOutput,
     SequenceRequest,
-    TokenLogprobs,
 )
+
+_log = logging.getLogger(__name__)
 
 Output = tuple[int, SequenceOutput]  # (owner, what a step added to one of its sequences)
 
@@ -58,12 +66,17 @@ class Engine:
         *,
         no_tokens: Iterable[int] = (),
         grammars: GrammarMasks | None = None,
+        board: Board | None = None,
     ) -> None:
-        """`no_tokens`: ids below `vocab_size` that the tokenizer lacks."""
+        """`no_tokens`: ids below `vocab_size` that the tokenizer lacks. `board` is told who is in the steps
+        in flight, up to two of them."""
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
         self._masks = TokenMasks(vocab_size, no_tokens, grammars)
+        self._board = board
+        self._on_board: list[SequenceState] = []  # of the last step
+        self._board_keys = b""  # theirs
         self._max_steps_in_flight = runner.max_steps_in_flight
         self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()  # oldest first
         self._failures: list[tuple[int, SequenceFailure]] = []  # not handed out yet
@@ -85,22 +98,39 @@ class Engine:
         num_waiting = self._masks.num_waiting
         return not self._is_stalled and len(self._scheduler.sequences) > num_waiting
 
+    @property
+    def is_stuck(self) -> bool:
+        """It has work, and none of it will ever be done: a fault of ours."""
+        return self._is_stalled and bool(self._scheduler.sequences) and not self._masks.num_waiting
+
+    def is_running(self, seq_id: int, owner: int = 0) -> bool:
+        """Submitted, and neither finished nor aborted."""
+        return (owner, seq_id) in self._scheduler.sequences
+
     def submit(self, request: SequenceRequest, owner: int = 0, now_s: float = 0.0) -> None:
         """Raises RequestError for a sequence that could never be finished, whose id is in use, or with
-        a token id that is none."""
+        a token id that is none. A fault of ours becomes the sequence's failure."""
         self._refuse(request)
         seq = self._scheduler.submit(request, owner)
         seq.submitted_s = now_s
-        failure = self._masks.open(seq)
+        failure = self._open(seq)
         if seq.is_gated:
             self._scheduler.gate(seq)
         if failure is not None:
             self._fail(seq, failure)
 
+    def _open(self, seq: SequenceState) -> FailureKind | None:
+        try:
+            return self._masks.open(seq)
+        except Exception as error:
+            log_fault("what a sequence may draw could not be found out", error)
+            return "internal"
+
     def _refuse(self, request: SequenceRequest) -> None:
         params = request.params
         for ids, name in (
             (request.prompt_ids, "prompt"),
+            (request.emitted_ids, "emitted_ids"),
             (params.allowed_token_ids, "allowed_token_ids"),
             *((word, "bad_words") for word in params.bad_words),
         ):
@@ -134,6 +164,8 @@ class Engine:
             self._num_steps += 1
             if step.batch.new_rows:
                 _note_admission(step, now_s)
+            if self._board is not None:
+                self._board.begin_step(step.batch.step, self._keys_of(step.sequences))
             in_flight.append((step, self._runner.dispatch(step.batch)))
             if len(in_flight) < self._max_steps_in_flight:
                 return self._only_failures()
@@ -141,6 +173,13 @@ class Engine:
             return self._only_failures()
         step, handle = in_flight.popleft()
         return self._collect(step, handle.result())
+
+    def _keys_of(self, sequences: list[SequenceState]) -> bytes:
+        """Mostly those of the step before: comparing 256 takes 1 us, joining their keys 7."""
+        if sequences != self._on_board:
+            self._on_board = sequences
+            self._board_keys = b"".join([seq.board_key for seq in sequences])
+        return self._board_keys
 
     def _open_gates(self) -> None:
         verdicts = self._masks.take()
@@ -153,6 +192,24 @@ class Engine:
     def _fail(self, seq: SequenceState, kind: FailureKind) -> None:
         self._end([seq])
         self._failures.append((seq.owner, SequenceFailure(seq.seq_id, kind)))
+
+    def _fail_tainted(self, seq: SequenceState, kind: FailureKind) -> None:
+        """What its blocks hold may be wrong, so they go with it."""
+        if not seq.has_ended:
+            _log.error("a sequence failed in a step: %s", kind)
+            self._fail(seq, kind)
+            self._scheduler.blocks.discard(seq)
+
+    def _fail_rows(self, step: ScheduledStep, failed: dict[int, FailureKind]) -> None:
+        for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
+            if row.row in failed:
+                self._fail_tainted(seq, failed[row.row])
+
+    def _fail_strangers(self, sampled: list[SequenceState], token_ids: list[int]) -> None:
+        """Who drew an id that is none."""
+        for seq, token_id in zip(sampled, token_ids, strict=True):
+            if not 0 <= token_id < self._vocab_size:
+                self._fail_tainted(seq, "internal")
 
     def _end(self, ended: list[SequenceState]) -> None:
         self._scheduler.end(ended)
@@ -171,34 +228,41 @@ class Engine:
         rows, sampled = step.batch.scheduled, step.sequences
         outputs: list[Output] = []
         finished: list[SequenceState] = []
-        is_of_prompts = len(result.token_ids) < len(sampled)
+        token_ids = result.token_ids
+        is_of_prompts = len(token_ids) < len(sampled)
         if is_of_prompts:
-            rows, sampled = _sampling(step)
-        if self._scheduler.num_gated:  # first of all, so that masks are made while outputs are sent
-            self._advance_gated(sampled, result.token_ids)
+            rows, sampled = sampling(step)
+        if result.failed:
+            self._fail_rows(step, result.failed)
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
+            self._fail_strangers(sampled, token_ids)
+        if self._scheduler.num_gated:  # before the outputs: masks are made while those are sent
+            self._advance_gated(sampled, token_ids)
         if is_of_prompts:
             self._collect_prompts_only(step, outputs, finished)
         num_without_token = len(outputs)
         new_tuple = tuple.__new__  # 0.15 us, the class itself 0.27 us
-        logprobs = _logprobs_of(rows, result) if result.logprobs else [None] * len(rows)
-        for seq, token_id, found in zip(sampled, result.token_ids, logprobs, strict=True):
+        logprobs = logprobs_of(rows, result) if result.logprobs else [None] * len(rows)
+        for seq, token_id, found in zip(sampled, token_ids, logprobs, strict=True):
             if seq.has_ended:
                 continue
-            token_ids = seq.token_ids
-            token_ids.append(token_id)
+            text = seq.token_ids
+            text.append(token_id)
             first = None if seq.is_first_sent else self._first_output(seq)
             reason, stop_id, stop = None, None, seq.stop
-            if token_id in stop.stop_ids or len(token_ids) >= stop.max_num_tokens:
-                reason, stop_id = stop.check(token_id, len(token_ids))
+            if token_id in stop.stop_ids or len(text) >= stop.max_num_tokens:
+                reason, stop_id = stop.check(token_id, len(text))
                 if reason is not None:
                     finished.append(seq)
-            start = len(token_ids) - 1 - seq.num_prompt_tokens
+            start = len(text) - 1 - seq.num_prompt_tokens
             added = (seq.seq_id, [token_id], found, reason, stop_id, first, start)
             outputs.append((seq.owner, new_tuple(SequenceOutput, added)))
         self._num_generated_tokens += len(outputs) - num_without_token
-        prompt_logprobs = _prompt_logprobs(step, result) if result.prompt_logprobs else []
+        prompt_logprobs = new_prompt_logprobs(step, result) if result.prompt_logprobs else []
         if finished:
             self._end(finished)
+        if self._board is not None:
+            self._board.end_step(step.batch.step)
         return Added(outputs, prompt_logprobs, self._take_failures())
 
     def _advance_gated(self, sampled: list[SequenceState], token_ids: list[int]) -> None:
@@ -209,8 +273,14 @@ class Engine:
                 verdict = seq.stop.check(token_id, len(seq.token_ids) + 1)
                 if verdict.finish_reason is None:
                     drawn.append((seq, token_id))
-        if drawn:
+        if not drawn:
+            return
+        try:
             self._masks.advance(drawn)
+        except Exception as error:
+            log_fault("what sequences may draw next could not be asked for", error)
+            for seq, _ in drawn:
+                self._fail(seq, "internal")
 
     def _collect_prompts_only(
         self, step: ScheduledStep, outputs: list[Output], finished: list[SequenceState]
@@ -243,6 +313,7 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             num_cache_queries=scheduler.num_cache_queries,
             num_cache_hits=scheduler.num_cache_hits,
+            num_replayed_tokens=scheduler.num_replayed_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -252,18 +323,11 @@ class Engine:
         num_drawing: Counter[SequenceState] = Counter()
         ending: set[SequenceState] = set()
         for step, _ in self._in_flight:
-            num_drawing.update(_sampling(step)[1])
+            num_drawing.update(sampling(step)[1])
             ending.update(seq for seq in step.sequences if seq.is_all_dispatched)
         for seq in self._scheduler.sequences.values():
             assert seq.num_tokens - len(seq.token_ids) == num_drawing[seq]
             assert not seq.is_all_dispatched or seq in ending, "its last result was lost"
-
-
-def _sampling(step: ScheduledStep) -> tuple[list[ScheduledRow], list[SequenceState]]:
-    """Those of a step that draw a token."""
-    pairs = zip(step.batch.scheduled, step.sequences, strict=True)
-    sampling = [(row, seq) for row, seq in pairs if row.is_sampling]
-    return [row for row, _ in sampling], [seq for _, seq in sampling]
 
 
 def _note_admission(step: ScheduledStep, now_s: float) -> None:
@@ -271,23 +335,3 @@ def _note_admission(step: ScheduledStep, now_s: float) -> None:
     for seq in step.sequences[-len(step.batch.new_rows) :]:
         if seq.queue_s is None:
             seq.queue_s = now_s - seq.submitted_s
-
-
-def _prompt_logprobs(step: ScheduledStep, result: StepResult) -> list[tuple[int, PromptLogprobs]]:
-    """Those of each position once: a replay draws them again, bit for bit. Results come in order, so no
-    position is left out."""
-    found: list[tuple[int, PromptLogprobs]] = []
-    for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
-        chunk = result.prompt_logprobs.get(row.row)
-        if chunk is None or seq.has_ended or chunk.end <= seq.next_logprob:
-            continue
-        new = chunk.cut(max(chunk.start, seq.next_logprob), chunk.end)
-        seq.next_logprob = chunk.end
-        found.append((seq.owner, new._replace(seq_id=seq.seq_id)))
-    return found
-
-
-def _logprobs_of(rows: list[ScheduledRow], result: StepResult) -> list[list[TokenLogprobs] | None]:
-    """Of each sampled token, where asked for."""
-    found = [result.logprobs.get(row.row) for row in rows]
-    return [None if entry is None else [entry] for entry in found]

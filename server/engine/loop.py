@@ -5,32 +5,42 @@ poll -> submits, aborts, lost connections -> one step -> one StepOutput per owne
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
 
+from server.board import Board, packed_key
 from server.engine.engine import Added, Engine
 from server.errors import RequestError
+from server.faults import log_fault
 from server.ipc.frames import StepOutput, Submit, ToEngine
 from server.ipc.server import EngineServer
 from server.ipc.wire import FrameError
+from server.sequence import SequenceFailure, SequenceRequest
+
+_log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5  # half of the second after which an api may call the silence a stall
 MASK_WAIT_S = 0.05  # how late the end of a grammar that takes too long may be noticed
 
 
 class EngineLoop:
-    """Serves `engine` to every connection of `server`. What one of them does wrong ends only it."""
+    """Serves `engine` to every connection of `server`. What one of them does wrong ends only it, and what is
+    wrong with one sequence only that."""
 
     def __init__(
         self,
         engine: Engine,
         server: EngineServer,
         clock: Callable[[], float] = time.monotonic,
+        board: Board | None = None,
     ) -> None:
         self._engine = engine
         self._server = server
         self._clock = clock
+        self._board = board
+        self._refused: list[tuple[int, SequenceFailure]] = []  # not sent yet
         self._heartbeat_at_s = clock()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -44,6 +54,8 @@ class EngineLoop:
         for owner, frame in self._server.poll(0.0 if engine.can_step else self._max_wait_s()):
             self._apply(owner, frame)
         self._send(engine.step(self._clock()))
+        if self._board is not None and not engine.is_stuck:
+            self._board.tick()
 
     def _max_wait_s(self) -> float:
         return MASK_WAIT_S if self._engine.has_work else HEARTBEAT_S
@@ -58,11 +70,27 @@ class EngineLoop:
                 self._engine.abort(seq_id, owner)
 
     def _submit(self, owner: int, frame: Submit) -> None:
+        for request in frame.sequences:
+            if not self._engine.is_running(request.seq_id, owner):  # else the frame came twice
+                self._submit_one(request, owner)
+
+    def _submit_one(self, request: SequenceRequest, owner: int) -> None:
+        """The api checks what can be refused, but may have asked another engine: one with more memory, say.
+        Ending the connection would only bring the same sequence again."""
         try:
-            for request in frame.sequences:
-                self._engine.submit(request, owner, self._clock())
-        except RequestError:  # the api checks all of this: it is not the api we know
-            self._server.disconnect(owner)
+            if self._board is not None:
+                self._board.begin_submit(packed_key((owner, request.seq_id)))
+            self._engine.submit(request, owner, self._clock())
+        except RequestError as error:
+            _log.warning("a sequence is refused: %s", error.message)
+        except Exception as error:
+            log_fault("a sequence could not be submitted", error)
+        else:
+            return
+        finally:
+            if self._board is not None:
+                self._board.end_submit()
+        self._refused.append((owner, SequenceFailure(request.seq_id, "internal")))
 
     def _send(self, added: Added) -> None:
         frames: defaultdict[int, StepOutput] = defaultdict(self._new_frame)
@@ -70,8 +98,9 @@ class EngineLoop:
             frames[owner].outputs.append(output)
         for owner, chunk in added.prompt_logprobs:
             frames[owner].prompt_logprobs.append(chunk)
-        for owner, failure in added.failures:
+        for owner, failure in (*self._refused, *added.failures):
             frames[owner].failures.append(failure)
+        self._refused.clear()
         now_s = self._clock()
         if now_s >= self._heartbeat_at_s:
             self._heartbeat_at_s = now_s + HEARTBEAT_S

@@ -43,7 +43,7 @@ class PrefixCache:
     def match(self, seq: SequenceState) -> Match:
         """Never the block of the last token: its row must be computed, in a block of its own, because
         the next token is drawn from it. So a first token is always drawn from a prompt row."""
-        link = b"\0" + seq.cache_salt.encode("utf-8", "surrogatepass")
+        link = _root(seq)
         block_ids: list[int] = []
         max_num_hits = (seq.num_tokens - 1) // self.block_size if seq.can_read_cache else 0
         for index in range(max_num_hits):
@@ -73,6 +73,20 @@ class PrefixCache:
         """The block is about to be overwritten."""
         del self._entries[self._keys.pop(block_id)]
 
+    def forget_all(self, seq: SequenceState) -> list[int]:
+        """The blocks with its content, whoever computed them. Those behind an evicted one are not found by
+        anybody."""
+        link = _root(seq)
+        block_ids: list[int] = []
+        for index in range(len(seq.token_ids) // self.block_size):
+            key = self._key(seq, index, link)
+            if key not in self._entries:
+                break
+            block_id, link = self._entries.pop(key)
+            del self._keys[block_id]
+            block_ids.append(block_id)
+        return block_ids
+
     def _new_link(self) -> bytes:
         self._num_links += 1
         return b"\1" + self._num_links.to_bytes(8, "little")  # the tag keeps it apart from a salt
@@ -87,3 +101,7 @@ class PrefixCache:
         assert len(self._entries) == len(self._keys)
         for block_id, key in self._keys.items():
             assert self._entries[key][0] == block_id
+
+
+def _root(seq: SequenceState) -> bytes:
+    return b"\0" + seq.cache_salt.encode("utf-8", "surrogatepass")

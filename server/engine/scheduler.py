@@ -63,6 +63,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_cache_queries = 0
         self.num_cache_hits = 0
+        self.num_replayed_tokens = 0
 
     @property
     def num_waiting(self) -> int:
@@ -270,7 +271,9 @@ class Scheduler:
         return True
 
     def _count_cached(self, seq: SequenceState) -> None:
-        if seq.num_cached_tokens is None:
+        if seq.num_cached_tokens is not None:  # it comes back
+            self.num_replayed_tokens += seq.num_tokens - seq.num_computed_tokens
+        else:
             seq.num_cached_tokens = seq.num_computed_tokens
             if seq.can_read_cache:
                 self.num_cache_queries += seq.num_prompt_tokens
@@ -303,6 +306,8 @@ class Scheduler:
             )
         if seq.key in self.sequences:
             raise RequestError("A sequence with this id is not finished yet.", param="seq_id")
+        if len(seq.token_ids) > seq.num_prompt_tokens and seq.is_beyond_its_end:
+            raise RequestError("The emitted ids leave nothing to generate.", param="emitted_ids")
 
     def check_integrity(self) -> None:
         """For tests, between two steps."""

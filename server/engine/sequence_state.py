@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.board import packed_key
 from server.engine.stop_rules import StopRules
 from server.sequence import Grammar, SamplingParams, SequenceKey, SequenceRequest
 
@@ -33,6 +34,7 @@ class SequenceState:
     due_at: int = 0  # num_computed_tokens with which its table is full or everything is dispatched
     num_registered_blocks: int = 0  # of block_table, known to the prefix cache
     link: bytes = b""  # the prefix cache's name for the registered blocks
+    board_key: bytes = b""  # `key`, as the board has it
     num_cached_tokens: int | None = None  # found in the cache at the first admission
     num_preemptions: int = 0
     arrival: int = 0  # serial number of its submission
@@ -51,7 +53,10 @@ class SequenceState:
     def from_request(
         cls, request: SequenceRequest, owner: int, max_model_len: int
     ) -> SequenceState:
+        """With emitted ids it is as one that was preempted behind them."""
         num_prompt_tokens = len(request.prompt_ids)
+        token_ids = request.prompt_ids + request.emitted_ids  # siblings may come with one list
+        is_replay = bool(request.emitted_ids)
         return cls(
             owner=owner,
             seq_id=request.seq_id,
@@ -63,9 +68,13 @@ class SequenceState:
             stop=StopRules(
                 request.params, num_prompt_tokens=num_prompt_tokens, max_model_len=max_model_len
             ),
-            token_ids=request.prompt_ids.copy(),  # siblings may come with one list
+            token_ids=token_ids,
             num_prompt_tokens=num_prompt_tokens,
-            num_tokens=num_prompt_tokens,
+            num_tokens=len(token_ids),
+            board_key=packed_key((owner, request.seq_id)),
+            num_cached_tokens=0 if is_replay else None,
+            is_first_sent=is_replay,
+            next_logprob=num_prompt_tokens if is_replay else 1,
         )
 
     @property
@@ -81,6 +90,17 @@ class SequenceState:
     def is_all_dispatched(self) -> bool:
         """Nothing is left to schedule; results may still be on their way."""
         return self.num_computed_tokens == self.max_num_slots
+
+    @property
+    def is_beyond_its_end(self) -> bool:
+        """Its generated ids hold one that ended it, or there are no fewer than it may have."""
+        stop, token_ids = self.stop, self.token_ids
+        if len(token_ids) >= stop.max_num_tokens:
+            return True
+        if stop.stop_ids.isdisjoint(token_ids[self.num_prompt_tokens :]):
+            return False
+        ends = range(self.num_prompt_tokens, len(token_ids))
+        return any(stop.check(token_ids[i], i + 1).finish_reason is not None for i in ends)
 
     @property
     def can_read_cache(self) -> bool:

@@ -8,25 +8,25 @@ from typing import cast
 
 import msgspec
 
-from server.errors import EngineGoneError
+from server.errors import ProtocolError
 from server.ipc.frames import ToApi, ToEngine
 from server.ipc.wire import FrameError, FrameReader, with_header
 
 _FIRST_RETRY_S = 0.02
-_LAST_RETRY_S = 0.5
-# Submits wait while more than this is unsent; aborts still pass. A stopped engine so costs no memory.
+_LAST_RETRY_S = 0.1  # a stream waits for it; a try costs 20 us
+# Above it nothing more should be sent until the engine has read. A stopped engine so costs no memory.
 HIGH_WATER_BYTES = 4 << 20
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self, on_frame: Callable[[ToApi], None]) -> None:
+    def __init__(self, on_frame: Callable[[ToApi], None], on_writable: Callable[[], None]) -> None:
         self._on_frame = on_frame
+        self._on_writable = on_writable
         self._reader = FrameReader()
         self._decoder: msgspec.msgpack.Decoder[ToApi] = msgspec.msgpack.Decoder(ToApi)
         self.transport: asyncio.Transport | None = None
         self.is_lost = asyncio.Event()
-        self.can_write = asyncio.Event()
-        self.can_write.set()
+        self.is_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
@@ -37,46 +37,61 @@ class _Protocol(asyncio.Protocol):
         try:
             for payload in self._reader.feed(data):
                 self._on_frame(self._decoder.decode(payload))
-        except (FrameError, msgspec.MsgspecError, RecursionError):
+        except (FrameError, ProtocolError, msgspec.MsgspecError, RecursionError):
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        self.can_write.clear()
+        self.is_full = True
 
     def resume_writing(self) -> None:
-        self.can_write.set()
+        self.is_full = False
+        self._on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost.set()
-        self.can_write.set()
 
 
 class EngineLink:
     """One connection to the engine's socket, made again with back-off whenever it is lost.
 
-    `on_frame` and `on_lost` run in the event loop; `on_lost` once for each connection that was made.
+    The callbacks run in the event loop: `on_frame`, which may raise ProtocolError to have another
+    connection; `on_lost`, once for each connection that was made; `on_writable`, when the engine has
+    read so much that the link is not full any more.
     """
 
     def __init__(
-        self, path: str, on_frame: Callable[[ToApi], None], on_lost: Callable[[], None]
+        self,
+        path: str,
+        on_frame: Callable[[ToApi], None],
+        on_lost: Callable[[], None],
+        on_writable: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._on_writable = on_writable
         self._encoder = msgspec.msgpack.Encoder()
         self._protocol: _Protocol | None = None
 
     @property
     def is_connected(self) -> bool:
-        return self._protocol is not None and self._protocol.transport is not None
+        return self._transport() is not None
+
+    @property
+    def is_full(self) -> bool:
+        """More than HIGH_WATER_BYTES are unsent."""
+        return self._protocol is not None and self._protocol.is_full
 
     @property
     def num_unsent_bytes(self) -> int:
         """What the socket has not taken yet."""
-        protocol = self._protocol
-        if protocol is None or protocol.transport is None:
-            return 0
-        return protocol.transport.get_write_buffer_size()
+        transport = self._transport()
+        return 0 if transport is None else transport.get_write_buffer_size()
+
+    def _transport(self) -> asyncio.Transport | None:
+        """None also where it is lost and `on_lost` has not been called yet: uvloop's raises then."""
+        transport = None if self._protocol is None else self._protocol.transport
+        return None if transport is None or transport.is_closing() else transport
 
     async def run(self) -> None:
         """Connects, reads and reconnects until cancelled."""
@@ -88,23 +103,13 @@ class EngineLink:
             retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
     def send(self, frame: ToEngine) -> None:
-        """Queues the frame. Raises EngineGoneError when there is no connection."""
-        if self._protocol is None or self._protocol.transport is None:
-            raise EngineGoneError("The engine is not connected.")
-        self._protocol.transport.write(with_header(self._encoder.encode(frame)))
-
-    async def drain(self) -> None:
-        """Waits until the socket takes more. Raises EngineGoneError when there is no connection."""
-        protocol = self._protocol
-        if protocol is None:
-            raise EngineGoneError("The engine is not connected.")
-        await protocol.can_write.wait()
-        if protocol.is_lost.is_set():
-            raise EngineGoneError("The engine went away.")
+        """Queues the frame; in vain where the connection is lost, of which `on_lost` tells."""
+        if (transport := self._transport()) is not None:
+            transport.write(with_header(self._encoder.encode(frame)))
 
     async def _connect_once(self) -> bool:
         # Known before it is connected: the Welcome can arrive before this coroutine goes on.
-        self._protocol = protocol = _Protocol(self._on_frame)
+        self._protocol = protocol = _Protocol(self._on_frame, self._on_writable)
         try:
             transport, _ = await asyncio.get_running_loop().create_unix_connection(
                 lambda: protocol, self._path

@@ -6,6 +6,7 @@ residual (fp32) ─ ln_1 ─ c_attn ─ write K, V ─ attention ─ c_proj ─�
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +77,16 @@ class GPT:
         self._eps = np.float32(config.layer_norm_epsilon)
         self._rows = _Rows(config, dtype, 1)
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+    def forward(
+        self,
+        inputs: StepInputs,
+        kv_cache: KVCache,
+        on_layer: Callable[[], object] | None = None,
+    ) -> Tensor:
         """Hidden rows [num_tokens, n_embd] after ln_f, in the compute dtype.
 
         Writes K and V of every row to its slot. The memory returned is the GPT's until the next call.
+        `on_layer` is called behind each layer: a long prompt may take a minute.
         """
         step = _Step(inputs)
         rows = self._rows_for(len(step.token_ids))
@@ -93,6 +100,8 @@ class GPT:
             layer_norm(rows.residual, layer.ln_2.weight, layer.ln_2.bias, self._eps, rows.hidden)
             linear(rows.hidden, layer.c_fc, self._activation, rows.inner)
             linear(rows.inner, layer.mlp_c_proj, linears.ADD, rows.residual)
+            if on_layer is not None:
+                on_layer()
         layer_norm(rows.residual, self._ln_f.weight, self._ln_f.bias, self._eps, rows.hidden)
         return rows.hidden_tensor
 

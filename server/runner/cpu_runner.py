@@ -6,7 +6,7 @@ step with, and so steps run in the order of dispatch, whoever asks for results, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from kernels.cpu.logprobs import Logprobs, logprobs
 from kernels.cpu.sampler import sample
+from server.board import Board
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
-from server.runner.batch import StepBatch, StepResult
+from server.runner.batch import NewRow, StepBatch, StepResult
 from server.runner.prompt_logprobs import joined, packed
+from server.runner.row_faults import fail_row, neutral, without_failed
 from server.runner.rows import Array, Rows
 from server.runner.runs import Runs, cut_runs
 from server.runner.step_inputs import build_inputs
@@ -48,8 +50,9 @@ class CpuRunner:
     """Owns the rows; reads and writes the KV cache through the model. Not thread-safe.
 
     `never_sampled_ids`: ids that no tokenizer entry has. A non-finite logit is never drawn either; a
-    row of which nothing is left gets the lowest id that it may draw, and no other row is disturbed.
+    row of which nothing is left fails, as does one that raises, and no other row is disturbed.
     Top logprobs and ranks are of ids that the tokenizer has; masks and bans do not change them.
+    `board` is told that a step gets on: with every layer, and with the logits of some rows.
     """
 
     max_steps_in_flight = 1
@@ -62,9 +65,11 @@ class CpuRunner:
         max_num_seqs: int,
         max_model_len: int,
         never_sampled_ids: Iterable[int] = (),
+        board: Board | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._tick: Callable[[], object] = _nothing if board is None else board.tick
         vocab_size = model.config.vocab_size
         self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size, vocab_size)
         self._block_tables = torch.from_numpy(self._rows.block_tables)
@@ -75,63 +80,105 @@ class CpuRunner:
 
     def dispatch(self, batch: StepBatch) -> FinishedStep:
         """Run a step to its end."""
+        result = StepResult([], {}, {})
         for new_row in batch.new_rows:
-            self._rows.fill(new_row)
+            self._fill(new_row, result)
         for new_blocks in batch.new_blocks:
             self._rows.write_blocks(new_blocks)
         for mask in batch.masks:
-            self._rows.write_mask(mask)
-        result = StepResult([], {}, {})
+            try:
+                self._rows.write_mask(mask)
+            except Exception as error:
+                fail_row(mask.row, error, result.failed)
         if batch.scheduled:
             self._run(cut_runs(batch.scheduled, self._rows.num_prompt_tokens), result)
-        return FinishedStep(result)
+        return FinishedStep(without_failed(result))
+
+    def _fill(self, new_row: NewRow, result: StepResult) -> None:
+        try:
+            self._rows.fill(new_row)
+        except Exception as error:
+            fail_row(new_row.row, error, result.failed)
+            self._rows.fill(neutral(new_row))
 
     @torch.inference_mode()
     def _run(self, runs: Runs, result: StepResult) -> None:
         inputs = build_inputs(runs, self._rows, self._block_tables)
-        hidden = self._model.forward(inputs, self._kv_cache)
+        hidden = self._model.forward(inputs, self._kv_cache, self._tick)
         for row, position, count, first in runs.table[: runs.num_prefills].tolist():
             num_top = self._params(row).prompt_logprobs
             # The last prompt position predicts a token that is not of the prompt.
             end = min(position + count, int(self._rows.num_prompt_tokens[row]) - 1)
             if num_top is not None and end > position:
-                result.prompt_logprobs[row] = self._prompt_logprobs(
-                    hidden[first : first + end - position], row, position + 1, num_top
-                )
+                rows = hidden[first : first + end - position]
+                self._add_prompt_logprobs(rows, row, position + 1, num_top, result)
         for begin in range(0, len(runs.sampling_rows), len(self._logits)):
             chunk = slice(begin, begin + len(self._logits))
             index = torch.from_numpy(runs.sampling_index[chunk])
             logits = self._logits_of(hidden[index])
-            self._sample(logits, runs.sampling_rows[chunk], result)
+            self._draw(logits, runs.sampling_rows[chunk], result)
 
     def _logits_of(self, hidden: Tensor) -> Array:
         """Valid until the next call."""
         out = self._logits[: len(hidden)]
         self._model.logits(hidden, out)
+        self._tick()
         return out.numpy()
 
+    def _draw(self, logits: Array, row_ids: Array, result: StepResult) -> None:
+        """All rows at once; where that raises, each alone, so that only those at fault fail."""
+        try:
+            self._sample(logits, row_ids, result)
+        except Exception as error:
+            if len(row_ids) > 1:
+                for i in range(len(row_ids)):
+                    self._draw(logits[i : i + 1], row_ids[i : i + 1], result)
+                return
+            fail_row(int(row_ids[0]), error, result.failed)
+            self._rows.append(row_ids, np.zeros(1, np.int64))
+            result.token_ids.append(0)
+
     def _sample(self, logits: Array, row_ids: Array, result: StepResult) -> None:
+        """Changes neither rows nor result before all has been found."""
         rows = row_ids.tolist()
         sampling, masks = self._rows.sampling, self._rows.masks
         edits = self._rows.edits_of(rows)
-        token_ids = sample(logits, self._token_mask, row_ids, sampling, edits, masks)
-        self._rows.append(row_ids, token_ids)
-        result.token_ids += token_ids.tolist()
+        drawn = sample(logits, self._token_mask, row_ids, sampling, edits, masks)
+        token_ids = np.maximum(drawn, -1 - drawn)  # a row that is not finite gets its id, too
+        is_finite = (drawn >= 0).tolist()
         num_top = [self._params(row).logprobs for row in rows]
-        index = [i for i, asked in enumerate(num_top) if asked is not None]
+        index = [i for i, asked in enumerate(num_top) if asked is not None and is_finite[i]]
+        found: dict[int, TokenLogprobs] = {}
         if index:
             asked = [num_top[i] or 0 for i in index]
-            logit_rows = np.array(index, np.int64)
-            found = logprobs(
-                logits, self._token_mask, logit_rows, token_ids[logit_rows], max(asked)
-            )
-            entries = _entries(found, asked)
-            result.logprobs.update(zip(row_ids[logit_rows].tolist(), entries, strict=True))
+            at = np.array(index, np.int64)
+            columns = logprobs(logits, self._token_mask, at, token_ids[at], max(asked))
+            found = dict(zip(row_ids[at].tolist(), _entries(columns, asked), strict=True))
+        self._rows.append(row_ids, token_ids)
+        result.token_ids += token_ids.tolist()
+        result.logprobs.update(found)
+        if not all(is_finite):
+            bad = row_ids[drawn < 0].tolist()
+            result.failed.update(dict.fromkeys(bad, "not_finite"))
+
+    def _add_prompt_logprobs(
+        self, hidden: Tensor, row: int, start: int, num_top: int, result: StepResult
+    ) -> None:
+        try:
+            found = self._prompt_logprobs(hidden, row, start, num_top)
+        except Exception as error:
+            fail_row(row, error, result.failed)
+            return
+        if found is None:
+            result.failed[row] = "not_finite"
+        else:
+            result.prompt_logprobs[row] = found
 
     def _prompt_logprobs(
         self, hidden: Tensor, row: int, start: int, num_top: int
-    ) -> PromptLogprobs:
-        """Of the row's tokens from `start` on, which the hidden rows predict; at least one."""
+    ) -> PromptLogprobs | None:
+        """Of the row's tokens from `start` on, which the hidden rows predict; at least one. None where a
+        row of logits is not finite."""
         parts = []
         for first in range(0, len(hidden), len(self._logits)):
             logits = self._logits_of(hidden[first : first + len(self._logits)])
@@ -139,13 +186,24 @@ class CpuRunner:
             targets = self._rows.token_ids[row, begin : begin + len(logits)].astype(np.int64)
             logit_rows = np.arange(len(logits))
             found = logprobs(logits, self._token_mask, logit_rows, targets, num_top)
+            if np.isneginf(found.values).any() and not self._are_finite(logits):
+                return None
             parts.append(packed(begin, *found))
         return joined(parts)
+
+    def _are_finite(self, logits: Array) -> bool:
+        """Whether each row has a logit that can be used, as the sampler sees it."""
+        is_usable = (np.abs(logits) <= 1e30) & (self._token_mask == 0)
+        return bool(is_usable.any(axis=1).all())
 
     def _params(self, row: int) -> SamplingParams:
         params = self._rows.params[row]
         assert params is not None, "a scheduled row has been filled"
         return params
+
+
+def _nothing() -> None:
+    pass
 
 
 def _entries(found: Logprobs, num_top: list[int]) -> list[TokenLogprobs]:

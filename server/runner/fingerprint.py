@@ -6,14 +6,20 @@ left out, because they change none.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
+
+import kernels.cpu  # noqa: F401  (gives numba its cache directory)
 
 _PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy", "llguidance")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +33,8 @@ _DECIDING_ROOMS = (
 # Everything of a model directory that may be read: weights, config and tokenizer.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
 _READ_BYTES = 1 << 20
+_SETTLED_NS = 2_000_000_000
+_KEPT_DIGESTS = Path(numba.config.CACHE_DIR) / "model-digests.json"  # type: ignore[attr-defined]
 
 
 def system_fingerprint(
@@ -35,12 +43,13 @@ def system_fingerprint(
     never_sampled_ids: Iterable[int],
     processor: dict[str, str] | None = None,
 ) -> str:
-    """`fp_` and 16 hex digits. Reads every weight file whole: 0.7 s for a GB on a CPU with SHA extensions.
+    """`fp_` and 16 hex digits. Reads every weight file whole, 0.7 s for a GB on a CPU with SHA extensions;
+    the next start finds the digests of files that have not changed since.
 
     `processor`: what tells one kind of GPU from another; None: that of `host_cpu`.
     """
     facts = {
-        "model": {path.name: file_sha256(path) for path in _model_files(model_dir)},
+        "model": kept_digests(_model_files(model_dir), _KEPT_DIGESTS),
         "dtype": dtype,
         "never_sampled": sorted(never_sampled_ids),
         "processor": host_cpu() if processor is None else processor,
@@ -66,6 +75,44 @@ def file_sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def kept_digests(paths: list[Path], kept: Path) -> dict[str, str]:
+    """By name, of their contents. A file is hashed again when anything that the file system says of it has
+    changed: also the time of its last change of any kind, which no program can set."""
+    old = _read_digests(kept)
+    new, is_kept = {}, {}
+    for path in paths:
+        stat = path.stat()
+        facts = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        name = f"{path.resolve()} {facts}"
+        new[name] = old.get(name) or file_sha256(path)
+        # The clock of a file system is coarse: a change right behind this one might have the same time.
+        is_kept[name] = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
+    settled = {name: digest for name, digest in new.items() if is_kept[name]}
+    if settled != old:
+        _write_digests(kept, settled)
+    return {path.name: digest for path, digest in zip(paths, new.values(), strict=True)}
+
+
+def _read_digests(kept: Path) -> dict[str, str]:
+    try:
+        found = json.loads(kept.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_digests(kept: Path, digests: dict[str, str]) -> None:
+    """Whole or not at all; a directory that is not writable costs the next start a little time."""
+    part = kept.with_name(f"{kept.name}.{os.getpid()}")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(digests))
+        part.replace(kept)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _sha256_of(facts: Any) -> str:

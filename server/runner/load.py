@@ -16,6 +16,7 @@ import torch
 from kernels.cpu.threads import set_threads
 from kernels.cpu.tile import HAS_BF16_DOT
 from kernels.cpu.warm_up import warm_up
+from server.board import Board
 from server.config import CPU_DTYPES, EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig, read_config
@@ -125,16 +126,20 @@ def _limits(config: EngineConfig, device: str, max_model_len: int) -> Limits:
 
 
 def build_runner(
-    config: EngineConfig, never_sampled_ids: Collection[int], num_threads: int
+    config: EngineConfig,
+    never_sampled_ids: Collection[int],
+    num_threads: int,
+    board: Board | None = None,
 ) -> LoadedRunner:
-    """`config.model` is a directory. `num_threads`: of the CPU kernels, set for the whole process."""
+    """`config.model` is a directory. `num_threads`: of the CPU kernels, set for the whole process.
+    `board` is told how the runner gets on, from here on."""
     gpt_config = read_config(Path(config.model))
     resolved = resolve(config, gpt_config)
     if resolved.config.device == "cuda":
         from server.runner.gpu.load import build_gpu_runner  # imports triton
 
-        return build_gpu_runner(resolved, gpt_config, never_sampled_ids)
-    return _build_cpu_runner(resolved, gpt_config, never_sampled_ids, num_threads)
+        return build_gpu_runner(resolved, gpt_config, never_sampled_ids, board)
+    return _build_cpu_runner(resolved, gpt_config, never_sampled_ids, num_threads, board)
 
 
 def _build_cpu_runner(
@@ -142,6 +147,7 @@ def _build_cpu_runner(
     gpt_config: GPTConfig,
     never_sampled_ids: Collection[int],
     num_threads: int,
+    board: Board | None,
 ) -> LoadedRunner:
     config, limits, lines = resolved
     model_dir = Path(config.model)
@@ -158,6 +164,7 @@ def _build_cpu_runner(
             max_num_seqs=limits.max_num_seqs,
             max_model_len=limits.max_model_len,
             never_sampled_ids=never_sampled_ids,
+            board=board,
         )
         warm_up(dtype)
     lines.append(f"threads {num_threads}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from server.ipc.frames import Abort, EngineInfo, EngineStats, StepOutput, Submit, ToEngine
 from server.ipc.server import EngineServer
+from server.ipc.wire import with_header
 from server.sequence import (
+    Death,
     FailureKind,
     FinishReason,
     FirstOutput,
@@ -31,6 +35,12 @@ INFO = EngineInfo(
     system_fingerprint="fp_fake",
 )
 Script = Callable[[SequenceRequest], list[int]]
+Fault = Literal[
+    "killed",  # before the frame is sent; the next life begins at once
+    "half sent",  # and then killed
+    "cut",  # the connection, instead of sending it
+    "twice",  # it is sent
+]
 
 
 def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
@@ -59,8 +69,8 @@ class _Running:
     owner: int
     request: SequenceRequest
     script: list[int]
-    num_prompt_rows: int = 0  # of prompt logprobs, sent so far
-    num_emitted: int = 0
+    num_prompt_rows: int  # of prompt logprobs, sent so far
+    num_emitted: int
 
     @property
     def is_prompt_done(self) -> bool:
@@ -70,16 +80,19 @@ class _Running:
 
 class FakeEngine:
     """Gives each sequence the next token of its script once a step; a script that ends without a
-    reason to stop leaves its sequence hanging, as a long computation would."""
+    reason to stop leaves its sequence hanging, as a long computation would.
+
+    What a sequence has emitted is not given again. `life` counts its starts, and each Welcome tells
+    `deaths`: how the lives before ended.
+    """
 
     def __init__(self, path: str, script: Script) -> None:
         self.path = path
         self.submitted: list[SequenceRequest] = []
-        self.aborted: list[int] = []
-        self.reset(script)
+        self.aborted: list[int] = []  # each once
+        self.life = 0
         self._running: dict[int, _Running] = {}
-        self._num_steps = 0
-        self._num_generated = 0
+        self.reset(script)
         self.start()
 
     def reset(self, script: Script) -> None:
@@ -87,36 +100,93 @@ class FakeEngine:
         self.submitted.clear()
         self.aborted.clear()
         self.script = script
+        self.info = INFO  # of the next start
+        self.deaths: list[Death] = []
         self.num_cached_tokens = 0
         self.tokens_per_step = 1
         self.prompt_rows_per_step = 3  # of prompt logprobs
         self.failures: dict[int, FailureKind] = {}  # by choice: how it fails where its script ends
         self.logprob: Callable[[SequenceRequest, int], float] = lambda *_: -1.125  # of a token
+        self.is_deadly: Callable[[SequenceRequest], bool] = lambda _: False  # to have it in a step
+        self.is_paused = False  # it reads frames, and computes nothing
+        self.is_deaf = False  # it does not even read
+        self.num_frames = 0  # with something in them
+        self.faults: dict[int, Fault] = {}  # what happens to which of these
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
     def start(self) -> None:
+        """The next life."""
         self._is_stopping = threading.Event()
-        self._running.clear()
-        self._server = EngineServer(self.path, INFO)
+        self._begin_life()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
     def kill(self) -> None:
+        """With all that runs in its step."""
         self._is_stopping.set()
         self._thread.join()
+        self._die(False, "SIGKILL")
+
+    def _begin_life(self) -> None:
+        self.life += 1
+        self._running.clear()
+        self._num_steps = self._num_prompt = self._num_generated = self._num_replayed = 0
+        self._server = EngineServer(self.path, self.info, engine=self.life, deaths=self.deaths)
+
+    def _die(self, is_own: bool, cause: str) -> None:
+        suspects = [(each.owner, seq_id) for seq_id, each in list(self._running.items())]
+        self.deaths = [*self.deaths, Death(self.life, is_own, cause, suspects)][-4:]
         self._server.close()
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
-            events = self._server.poll(0.001)
-            for owner, frame in events:
+            if self.is_deaf:
+                time.sleep(0.001)
+                continue
+            for owner, frame in self._server.poll(0.001):
                 self._receive(owner, frame)
-            self._step()
+            if any(self.is_deadly(each.request) for each in self._running.values()):
+                self._die(True, "SIGSEGV")
+                self._begin_life()
+            elif not self.is_paused:
+                self._step()
 
     def _step(self) -> None:
+        frame = self._next_frame()
+        if frame.outputs or frame.prompt_logprobs or frame.failures:
+            fault = self.faults.get(self.num_frames)
+            self.num_frames += 1
+            self._send_with(fault, frame)
+        elif self._num_steps % 200 == 0:
+            self._send(frame)
+
+    def _send_with(self, fault: Fault | None, frame: StepOutput) -> None:
+        if fault in (None, "twice"):
+            self._send(frame)
+        if fault == "twice":
+            self._send(frame)
+        elif fault == "cut":
+            for owner in self._server.owners:
+                self._server.disconnect(owner)
+        elif fault is not None:
+            if fault == "half sent":
+                self._send_half(frame)
+            self._die(False, "SIGKILL")
+            self._begin_life()
+
+    def _send(self, frame: StepOutput) -> None:
+        for owner in self._server.owners:
+            self._server.send(owner, frame)
+
+    def _send_half(self, frame: StepOutput) -> None:
+        payload = with_header(self._server._encoder.encode(frame))
+        for connection in list(self._server._connections.values()):
+            self._server._write(connection, payload[: len(payload) // 2])
+
+    def _next_frame(self) -> StepOutput:
         outputs: list[SequenceOutput] = []
         chunks: list[PromptLogprobs] = []
         failures: list[SequenceFailure] = []
@@ -130,9 +200,7 @@ class FakeEngine:
                     failures.append(SequenceFailure(running.request.seq_id, kind))
                     del self._running[running.request.seq_id]
         self._num_steps += 1
-        if outputs or chunks or failures or self._num_steps % 200 == 0:
-            for owner in self._server.owners:
-                self._server.send(owner, StepOutput(outputs, self._stats(), chunks, failures))
+        return StepOutput(outputs, self._stats(), chunks, failures)
 
     def _may_start(self, running: _Running) -> bool:
         """A prompt's other choices are admitted once its first one has computed it."""
@@ -143,28 +211,40 @@ class FakeEngine:
         if isinstance(frame, Submit):
             for request in frame.sequences:
                 self.submitted.append(request)
-                self._running[request.seq_id] = _Running(owner, request, self.script(request))
+                if request.seq_id not in self._running:
+                    self._running[request.seq_id] = self._begun(owner, request)
         elif isinstance(frame, Abort):
-            self.aborted += frame.seq_ids
+            self.aborted += [seq_id for seq_id in frame.seq_ids if seq_id not in self.aborted]
             for seq_id in frame.seq_ids:
                 self._running.pop(seq_id, None)
         else:
-            self._running.clear()
+            for seq_id, running in list(self._running.items()):
+                if running.owner == owner:
+                    del self._running[seq_id]
+
+    def _begun(self, owner: int, request: SequenceRequest) -> _Running:
+        num_emitted = len(request.emitted_ids)
+        num_prompt_rows = len(request.prompt_ids) - 1 if num_emitted else 0
+        if num_emitted:
+            self._num_replayed += len(request.prompt_ids) + num_emitted
+        else:
+            self._num_prompt += len(request.prompt_ids)
+        return _Running(owner, request, self.script(request), num_prompt_rows, num_emitted)
 
     def _stats(self) -> EngineStats:
-        num_prompt = sum(len(request.prompt_ids) for request in self.submitted)
         running = len(self._running)
         return EngineStats(
             num_steps=self._num_steps,
-            num_step_tokens=num_prompt + self._num_generated,
+            num_step_tokens=self._num_prompt + self._num_generated,
             num_running=running,
             num_waiting=0,
             num_used_blocks=running,
-            num_prompt_tokens=num_prompt,
+            num_prompt_tokens=self._num_prompt,
             num_generated_tokens=self._num_generated,
             num_preemptions=0,
-            num_cache_queries=num_prompt,
+            num_cache_queries=self._num_prompt,
             num_cache_hits=0,
+            num_replayed_tokens=self._num_replayed,
         )
 
     def _advance_prompt(self, running: _Running) -> PromptLogprobs:

@@ -25,6 +25,7 @@ ROUTES: dict[str, frozenset[str] | None] = {
     "/health": None,
     "/ready": None,
     "/v1/completions": frozenset({INFER, BOTH}),
+    "/v1/completions/{stream_id}/stream": frozenset({INFER, BOTH}),
     "/v1/chat/completions": frozenset({INFER, BOTH}),
     "/v1/models": frozenset({INFER, BOTH}),
     "/v1/models/{model_id:path}": frozenset({INFER, BOTH}),

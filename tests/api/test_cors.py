@@ -17,7 +17,8 @@ from tests.api.serving_app import error_of, served_app
 OURS, OTHER = "https://play.example", "https://evil.example"
 PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os,"
+    "idempotency-key,x-stream-resumable",
 }
 
 
@@ -81,12 +82,25 @@ def test_replies_and_errors_have_the_headers(guarded: httpx.Client, path: str, k
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_stream_has_the_headers(guarded: httpx.Client) -> None:
-    headers = {"Origin": OURS, "Authorization": "Bearer key"}
-    body = {"prompt": "a", "stream": True}
-    response = guarded.post("/v1/completions", json=body, headers=headers)
-    assert response.headers["access-control-allow-origin"] == OURS
-    assert response.text.endswith("data: [DONE]\n\n")
+def test_a_page_may_repeat_and_resume_a_stream(guarded: httpx.Client) -> None:
+    headers = {"Origin": OURS, "Authorization": "Bearer key", "Idempotency-Key": "a page's"}
+    for is_repeat in (False, True):
+        body = {"prompt": "a", "stream": True, "stream_options": {"resumable": True}}
+        response = guarded.post("/v1/completions", json=body, headers=headers)
+        assert response.headers["access-control-allow-origin"] == OURS
+        assert response.text.endswith("data: [DONE]\n\n")
+        exposed = response.headers["access-control-expose-headers"].lower().split(", ")
+        assert ("idempotent-replayed" in response.headers) is is_repeat
+        assert "idempotent-replayed" in exposed
+    path = f"/v1/completions/{response.text[4:].partition(':')[0]}/stream"
+    asked = {
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "authorization,last-event-id",
+    }
+    preflight = guarded.options(path, headers={"Origin": OURS, **asked})
+    assert preflight.status_code == 200
+    assert "last-event-id" in preflight.headers["access-control-allow-headers"]
+    assert guarded.get(path, headers=headers).text == response.text
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
 from server.api.docs.openapi import openapi_document
+from server.api.docs.parameters import PARAMETERS
 from server.api.docs.response_schema import Completion, CompletionChunk
+from server.api.kept.idempotency import idempotency_value
+from server.api.routes.resume import first_wanted
 from tests.api.fake_engine import FakeEngine
 from tests.api.routes import methods_by_path
 
@@ -63,6 +68,17 @@ def test_every_parameter_is_described(document: dict[str, Any]) -> None:
     assert schema["required"] == ["prompt"]
     silent = [name for name, field in schema["properties"].items() if not field.get("description")]
     assert silent == []
+
+
+@given(st.data())
+def test_what_fits_a_headers_pattern_is_taken(data: st.DataObject) -> None:
+    patterns = {name: each["schema"].get("pattern") for name, each in PARAMETERS.items()}
+    value = data.draw(st.from_regex(patterns["Idempotency-Key"], fullmatch=True))
+    assert idempotency_value([value])
+    last_id = data.draw(st.from_regex(patterns["Last-Event-ID"], fullmatch=True))
+    stream, _, number = last_id.partition(":")
+    assert re.fullmatch(patterns["stream_id"], stream)
+    assert first_wanted(stream, [last_id]) == int(number) + 1
 
 
 def test_the_examples_run(

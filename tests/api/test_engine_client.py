@@ -7,9 +7,13 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+import pytest
+import uvloop
+
 from server.api.engine_client import EngineClient
 from server.api.generation import Generation
-from server.errors import RequestError
+from server.errors import ContinuoError, EngineGoneError, RequestError
 from server.sequence import SamplingParams, SequenceOutput, SequenceRequest
 from tests.api.fake_engine import FakeEngine, Script, packed_logprobs
 
@@ -36,7 +40,7 @@ def with_client(
     with tempfile.TemporaryDirectory() as directory:
         engine = FakeEngine(str(Path(directory) / "engine.sock"), script)
         try:
-            asyncio.run(asyncio.wait_for(connected(engine), 20))
+            uvloop.run(asyncio.wait_for(connected(engine), 20))  # as it is served
         finally:
             engine.kill()
 
@@ -67,7 +71,7 @@ def test_open_sequences_hold_all_that_a_replay_needs() -> None:
         assert index_and_token == {(index, token) for index in range(4) for token in (97, 98)}
         assert [
             (seq.request.prompt_ids, seq.request.choice, seq.request.params, seq.emitted_ids)
-            for seq in list(client._open.values())[1:]
+            for seq in list(client._book.open.values())[1:]
         ] == [
             ([1, 2], 0, PARAMS, [97, 98]),
             ([1, 2], 1, PARAMS, [97, 98]),
@@ -132,3 +136,86 @@ def test_prompt_logprobs_and_failures_reach_their_request_alone() -> None:
         assert other.is_running
 
     with_client(lambda _: [97, 98] if _.choice == 0 else [], main)
+
+
+def test_giving_up_ends_what_is_open_and_what_waits_and_what_comes_later() -> None:
+    async def main(engine: FakeEngine, client: EngineClient) -> None:
+        generation = await client.submit([request(0, [1], 0)])
+        ended: list[Exception | None] = []
+        generation.read_by(lambda: ended.append(generation.error))
+        engine.kill()
+        await until(lambda: not client.is_connected)
+        waiting = asyncio.gather(*[client.ready_info() for _ in range(3)], return_exceptions=True)
+        await until(lambda: len(client._waiting) == 3)
+        client.give_up()
+        client.give_up()
+        errors = [*await waiting, await error_of(client.ready_info())]
+        errors.append(await error_of(client.submit([request(0, [1], 0)])))
+        assert [type(error) for error in errors] == [EngineGoneError] * 5
+        assert (len(ended), type(ended[-1]), client.num_open) == (2, EngineGoneError, 0)
+        engine.start()  # it is ended in the fixture
+
+    with_client(lambda _: [], main)
+
+
+def test_an_engine_that_does_not_read_makes_requests_wait_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main(engine: FakeEngine, client: EngineClient) -> None:
+        engine.is_deaf = True
+        while not client._link.is_full:
+            await client.submit([request(0, [2**31] * 100_000, 0)])
+        num_open = client.num_open
+        waiting = asyncio.create_task(client.submit([request(0, [1], 0)]))
+        await until(lambda: len(client._waiting) == 1)
+        monkeypatch.setattr("server.api.engine_client.ENGINE_WAIT_S", 0.02)
+        assert isinstance(await error_of(client.submit([request(0, [1], 0)])), EngineGoneError)
+        assert client.num_open == num_open
+        engine.is_deaf = False
+        await waiting
+        await until(lambda: engine.num_running == num_open + 1)
+
+    with_client(lambda _: [], main)
+
+
+def test_what_is_submitted_or_aborted_while_the_connection_is_being_lost_is_not_lost() -> None:
+    async def main(engine: FakeEngine, client: EngineClient) -> None:
+        first = await client.submit([request(0, [1], 0)])
+        protocol = client._link._protocol
+        assert protocol is not None and protocol.transport is not None
+        protocol.transport.abort()
+        await asyncio.sleep(0)  # now it is closed
+        second = await client.submit([request(0, [2], 0)])
+        assert client.is_connected, "nobody has been told yet"
+        assert client.num_unsent_bytes == 0
+        first.close()
+        await read(second, lambda _: not second.is_running)
+        assert client.num_open == engine.num_running == 0
+
+    with_client(lambda request: [97, 98, 99] if request.prompt_ids == [2] else [], main)
+
+
+def test_what_was_planned_for_another_engine_is_not_submitted() -> None:
+    async def main(_: FakeEngine, client: EngineClient) -> None:
+        info = await client.ready_info()
+        await client.submit([request(0, [1], 0)], info)
+        for change in ({"system_fingerprint": "fp_other"}, {"max_model_len": 9}):
+            other = msgspec.structs.replace(info, **change)
+            error = await error_of(client.submit([request(0, [1], 0)], other))
+            assert isinstance(error, EngineGoneError)
+        assert client.num_open == 1
+
+    with_client(lambda _: [], main)
+
+
+async def error_of(call: Awaitable[object]) -> Exception | None:
+    try:
+        await call
+    except ContinuoError as error:
+        return error
+    return None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)

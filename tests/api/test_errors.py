@@ -329,18 +329,3 @@ def test_a_harmless_request_id_is_returned(client: httpx.Client, sent: str, kept
     response = client.get("/health", headers={"X-Request-Id": sent})
     assert (response.headers["x-request-id"] == sent) is kept
     assert response.headers["x-request-id"]
-
-
-@pytest.mark.parametrize("value", ["1", "true"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_resumable_streams_are_refused_also_by_their_header(
-    client: httpx.Client, engine: FakeEngine, value: str, stream: bool
-) -> None:
-    headers = {"X-Stream-Resumable": value}
-    body = {"prompt": "a", "stream": stream}
-    error = error_of(client.post("/v1/completions", json=body, headers=headers), 400)
-    assert error["param"] == "X-Stream-Resumable"
-    assert "resumable streams are not supported" in error["message"]
-    assert engine.submitted == []
-    headers = {"X-Stream-Resumable": "0"}
-    assert client.post("/v1/completions", json=body, headers=headers).status_code == 200

@@ -26,7 +26,7 @@ from server.api.request.parsing import parse_completion
 from server.api.request.planning import plan
 from server.sequence import FirstOutput, SequenceOutput
 from tests.api.conftest import EOS, make_tokenizer, word
-from tests.api.fake_engine import INFO, logprobs_of
+from tests.api.fake_engine import INFO, logprobs_of, packed_logprobs
 
 TOKENIZER = make_tokenizer()
 
@@ -157,6 +157,27 @@ def test_a_joined_event_has_all_that_its_tokens_would_have_had() -> None:
         assert event["usage"] == usage["usage"]
         assert usage["usage"]["completion_tokens"] == 8
         await rig.stream.ended()
+        rig.stream.close()
+
+    in_loop(scenario)
+
+
+def test_a_choice_that_is_ahead_of_its_prompts_logprobs_waits_for_them() -> None:
+    """The prompt's first choice has them computed, and a grammar's mask can delay that one."""
+
+    async def scenario() -> None:
+        rig = await Rig.make(n=2, echo=True, logprobs=1, prompt=["ab", "cd"])
+        for index in (1, 3):
+            rig.deliver(120, index)
+        await asyncio.sleep(0)
+        assert rig.events() == []
+        for index, token_id in ((0, 98), (2, 100)):
+            chunk = packed_logprobs(100 + index, [token_id], 1, 1)
+            rig.run.generation.deliver_prompt(chunk)
+            rig.deliver(121, index)
+            rig.deliver(122, 1)
+            await asyncio.sleep(0)
+        assert [rig.texts(i) for i in range(4)] == [["aby"], ["abx", "z", "z"], ["cdy"], ["cdx"]]
         rig.stream.close()
 
     in_loop(scenario)

@@ -1,13 +1,15 @@
-"""The api process for real: it imports no torch, says when it is ready, and ends on SIGTERM."""
+"""The api process for real: it imports no torch, says when it is ready, and ends in good order."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -16,6 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.api.engine_client import EngineClient
+from server.api.http.drain import Drain
+from server.api.process import _Server, uvicorn_config
+from server.board import SERVING, Board
 from server.sequence import SequenceRequest
 from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
@@ -26,9 +32,9 @@ import socket, sys
 from server.api import process
 from server.config import EngineConfig, ServeConfig
 assert "torch" not in sys.modules and "numba" not in sys.modules
-config = ServeConfig(EngineConfig(model=sys.argv[1]), served_model_name="tiny")
+engine = EngineConfig(model=sys.argv[1])
+config = ServeConfig(engine, served_model_name="tiny", drain_seconds=float(sys.argv[4]))
 listener = socket.socket(fileno=int(sys.argv[3]))
-process._GRACE_S = float(sys.argv[4])
 process.run_api(config, sys.argv[2], listener, lambda: print("ready", flush=True))
 assert "torch" not in sys.modules
 print("ended", flush=True)
@@ -43,18 +49,18 @@ def engine(tmp_path: Path) -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def grace_s() -> float:
+def drain_s() -> float:
     return 20.0
 
 
 @pytest.fixture
 def process_and_url(
-    tmp_path: Path, engine: FakeEngine, grace_s: float
+    tmp_path: Path, engine: FakeEngine, drain_s: float
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     (tmp_path / "tokenizer.json").write_text(json.dumps(good_json()))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        arguments = [str(tmp_path), engine.path, str(listener.fileno()), str(grace_s)]
+        arguments = [str(tmp_path), engine.path, str(listener.fileno()), str(drain_s)]
         process = subprocess.Popen(
             [sys.executable, "-c", _CODE, *arguments],
             pass_fds=[listener.fileno()],
@@ -86,30 +92,41 @@ def test_from_start_to_sigterm(
             httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=20)
         )
     )
-    asking.start()
-    wait_until(lambda: len(engine.submitted) == 1)
-    process.send_signal(signal.SIGTERM)
-    wait_until(lambda: _is_refused(url))
-    may_finish.set()
-    asking.join()
-    assert replies[0].json()["usage"]["completion_tokens"] == 4
-    stdout, stderr = process.communicate(timeout=20)
+    with closing(_connection(url)) as idle, httpx.Client(base_url=url) as client:
+        idle.request("GET", "/health")
+        idle.getresponse().read()
+        asking.start()
+        wait_until(lambda: len(engine.submitted) == 1)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _is_draining(client))
+        time.sleep(0.3)  # for it to end too early, if it does
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 503
+        may_finish.set()
+        asking.join()
+        assert replies[0].json()["usage"]["completion_tokens"] == 4
+        # though two connections are kept alive by their clients
+        stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout, stderr) == (0, "ended\n", "")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
 
 
-@pytest.mark.parametrize("grace_s", [0.2])
-def test_a_stream_that_outlasts_the_grace_ends_with_an_error_event(
-    engine: FakeEngine, process_and_url: tuple[subprocess.Popen[str], str]
+@pytest.mark.parametrize(("drain_s", "number"), [(0.2, signal.SIGTERM), (60.0, signal.SIGINT)])
+def test_a_stream_that_may_not_go_on_ends_with_an_error_event(
+    engine: FakeEngine,
+    process_and_url: tuple[subprocess.Popen[str], str],
+    number: signal.Signals,
 ) -> None:
     process, url = process_and_url
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     engine.script = lambda _: [1]  # then it hangs
     body = {"prompt": "a", "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as stream:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=10) as stream:
         lines = (line for line in stream.iter_lines() if line)
         next(lines)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         *_, last = lines
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
     stdout, stderr = process.communicate(timeout=20)
@@ -117,15 +134,15 @@ def test_a_stream_that_outlasts_the_grace_ends_with_an_error_event(
     wait_until(lambda: engine.num_running == 0)
 
 
-@pytest.mark.parametrize("grace_s", [0.2])
-def test_a_plain_request_that_outlasts_the_grace_is_a_503(
+@pytest.mark.parametrize("drain_s", [0.2])
+def test_a_plain_request_that_outlasts_the_drain_is_a_503(
     engine: FakeEngine, process_and_url: tuple[subprocess.Popen[str], str]
 ) -> None:
     process, url = process_and_url
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     engine.script = lambda _: []
-    with closing(HTTPConnection(httpx.URL(url).netloc.decode(), timeout=20)) as plain:
+    with closing(_connection(url)) as plain:
         headers = {"Content-Type": "application/json"}
         plain.request("POST", "/v1/completions", json.dumps({"prompt": "a"}), headers)
         wait_until(lambda: engine.num_running == 1)
@@ -138,9 +155,56 @@ def test_a_plain_request_that_outlasts_the_grace_is_a_503(
     wait_until(lambda: engine.num_running == 0)
 
 
-def _is_refused(url: str) -> bool:
-    try:
-        httpx.get(f"{url}/health")
-    except httpx.TransportError:  # refused, or taken by the kernel and dropped
-        return True
-    return False
+class _Connection:
+    """As uvicorn knows one."""
+
+    def __init__(self, num_unread: int) -> None:
+        self.transport = self
+        self.num_unread = num_unread
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_unread
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    board = Board.create()
+    board.begin_life(1)
+    yield board
+    board.close()
+
+
+def test_the_end_waits_until_clients_have_read_and_the_board_says_so_meanwhile(
+    tmp_path: Path, board: Board
+) -> None:
+    drain, slow = Drain(), _Connection(1)
+    config = uvicorn_config(lambda *_: None)
+    config.load()
+    server = _Server(
+        config, EngineClient(str(tmp_path)), print, drain=drain, drain_s=60, board=board
+    )
+    server.server_state.connections.update([slow, _Connection(0)])
+    server.handle_exit(signal.SIGTERM, None)
+    server.handle_exit(signal.SIGTERM, None)
+    started_s = board.read().progress_s
+    assert not asyncio.run(server.on_tick(0))
+    seen = board.read()
+    assert (seen.phase, seen.progress_s > started_s) == (SERVING, True)
+    slow.num_unread = 0
+    assert asyncio.run(server.on_tick(1))
+    assert board.read().progress_s > seen.progress_s
+
+
+def _connection(url: str) -> HTTPConnection:
+    return HTTPConnection(httpx.URL(url).netloc.decode(), timeout=20)
+
+
+def _is_draining(client: httpx.Client) -> bool:
+    """A new completion is refused; the drain may not have begun yet."""
+    response = client.post("/v1/completions", json={"prompt": ""})  # else a 400
+    if response.status_code == 400:
+        return False
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "draining"
+    assert (response.headers["retry-after"], response.headers["connection"]) == ("5", "close")
+    return True

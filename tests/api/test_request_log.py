@@ -40,14 +40,27 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def the_line(log: pytest.LogCaptureFixture) -> dict[str, Any]:
-    """Of the one request; it is written behind the reply's last byte."""
-    wait_until(lambda: any(record.message.startswith("completion ") for record in log.records))
-    (record,) = [each for each in log.records if each.message.startswith("completion ")]
+    """Of the one request."""
+    (line,) = the_lines(log, 1)
+    return line
+
+
+def the_lines(log: pytest.LogCaptureFixture, num: int) -> list[dict[str, Any]]:
+    """Of so many requests; each is written behind its reply's last byte."""
+
+    def records() -> list[logging.LogRecord]:
+        return [each for each in log.records if each.message.startswith("completion ")]
+
+    wait_until(lambda: len(records()) >= num)
+    assert len(records()) == num
     assert SECRET not in log.text
     assert "abcd" not in log.text
-    fields: dict[str, Any] = record.fields  # type: ignore[attr-defined]
-    assert f"request_id={fields['request_id']} " in record.message
-    return fields
+    lines: list[dict[str, Any]] = []
+    for record in records():
+        fields: dict[str, Any] = record.fields  # type: ignore[attr-defined]
+        assert f"request_id={fields['request_id']} " in record.message
+        lines.append(fields)
+    return lines
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -153,6 +166,44 @@ def test_how_a_stream_broke_is_told_beside_its_first_status(
         app.engine.script, app.engine.failures = script, {}
     assert (line["status"], line["code"], line["client_gone"]) == (200, code, False)
     assert line["finish"] == {"none": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_repeat_names_the_reply_and_counts_no_tokens_again(
+    client: httpx.Client, log: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    headers = {"Idempotency-Key": f"{SECRET} {stream}"}
+    for _ in range(2):
+        body = {"prompt": SECRET, "max_tokens": 5, "stream": stream}
+        assert client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    first, again = the_lines(log, 2)
+    assert (first["completion_tokens"], first["finish"]) == (5, {"length": 1})
+    assert "replayed" not in first
+    names = {"request_id", "status", "total_ms", "client_gone", "replayed", "response_id"}
+    assert again.keys() == names
+    assert (again["status"], again["replayed"], again["client_gone"]) == (200, True, False)
+    assert again["response_id"] == first["response_id"]
+
+
+def test_each_time_that_a_stream_is_resumed_has_a_line(
+    client: httpx.Client, log: pytest.LogCaptureFixture
+) -> None:
+    body = {"prompt": SECRET, "max_tokens": 5, "stream": True}
+    response = client.post("/v1/completions", json=body, headers={"X-Stream-Resumable": "1"})
+    stream = response.text[4:].partition(":")[0]
+    for number, status in [(2, 200), (5, 204), (9, 400)]:
+        headers = {"Last-Event-ID": f"{stream}:{number}"}
+        resumed = client.get(f"/v1/completions/{stream}/stream", headers=headers)
+        assert resumed.status_code == status
+    client.head(f"/v1/completions/{stream}/stream")
+    client.get("/v1/completions/unknown/stream")
+    first, *lines, unknown = the_lines(log, 5)
+    assert [line["status"] for line in lines] == [200, 204, 400]
+    assert (unknown["status"], unknown["code"]) == (404, "stream_not_found")
+    assert (lines[0]["resumed"], lines[0]["events"]) == (True, 3)
+    assert lines[0]["response_id"] == first["response_id"]
+    assert "completion_tokens" not in lines[0]
+    assert all("resumed" not in line for line in (first, *lines[1:], unknown))
 
 
 def test_n_is_what_the_client_asked_for(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch, StepResult
-from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
+from server.sequence import FailureKind, PromptLogprobs, SamplingParams, TokenLogprobs
 from tests.engine.fake_graphs import FakeGraphs
 
 _ROOT = 0x5EED
@@ -42,7 +42,7 @@ class SlotWrite(NamedTuple):
     position: int
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Row:
     token_ids: list[int]
     num_prompt_tokens: int
@@ -51,6 +51,8 @@ class Row:
     block_ids: list[int] = field(default_factory=list)
     mask: int | None = None  # None: every id may be drawn
     num_computed_tokens: int | None = None  # None: the row's first step says where it starts
+    # What the query at each position has read, as far as no slot of it was written since.
+    digests: list[int] = field(default_factory=list)
 
 
 class LateResult:
@@ -64,7 +66,7 @@ class LateResult:
     def result(self) -> StepResult:
         in_flight = self._device.in_flight
         _require(bool(in_flight) and in_flight[0] is self, "results in order, each once")
-        self._device.events.append(("result", self.step))
+        self._device.note("result", self.step)
         return in_flight.popleft()._result
 
 
@@ -81,7 +83,9 @@ class FakeDevice:
         max_model_len: int,
         vocab_size: int = 8,
         max_steps_in_flight: int = 1,
+        keeps_history: bool = True,
     ) -> None:
+        """`keeps_history`: of all batches and events, for tests that ask for them."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
@@ -92,16 +96,26 @@ class FakeDevice:
         self.slots: list[Record | None] = [None] * (num_blocks * block_size)  # None: poison
         self.rows: dict[int, Row] = {}
         self.graphs = FakeGraphs[tuple[int, Record]](max_num_seqs)
+        self.num_steps = 0
         self.batches: list[StepBatch] = []
         self.in_flight: deque[LateResult] = deque()
         self.events: list[tuple[str, int]] = []  # ("dispatch" or "result", step)
+        self._keeps_history = keeps_history
         self._rows_of: dict[int, Row] = {}  # id of a sequence's params -> its latest row
+        # Per block: the rows whose tables name it, and where in them.
+        self._readers: list[list[tuple[Row, int]]] = [[] for _ in range(num_blocks)]
+
+    def note(self, what: str, step: int) -> None:
+        if self._keeps_history:
+            self.events.append((what, step))
 
     def dispatch(self, batch: StepBatch) -> LateResult:
-        _require(batch.step == len(self.batches), "steps are counted")
+        _require(batch.step == self.num_steps, "steps are counted")
         _require(len(self.in_flight) < self.max_steps_in_flight, "too many steps in flight")
-        self.batches.append(batch)
-        self.events.append(("dispatch", batch.step))
+        self.num_steps += 1
+        if self._keeps_history:
+            self.batches.append(batch)
+        self.note("dispatch", batch.step)
         for new_row in batch.new_rows:
             self._fill_row(new_row)
         for new_blocks in batch.new_blocks:
@@ -128,13 +142,22 @@ class FakeDevice:
         if sequence in self._rows_of:
             drawn = self._rows_of[sequence].token_ids
             _require(row.token_ids == drawn, "it comes back without a token that was drawn")
+        self._stop_reading(self.rows.get(new.row))
         self.rows[new.row] = self._rows_of[sequence] = row
 
+    def _stop_reading(self, row: Row | None) -> None:
+        """Its place is taken, so it reads no more."""
+        if row is not None:
+            for index, block_id in enumerate(row.block_ids):
+                self._readers[block_id].remove((row, index))
+
     def _extend_table(self, new: NewBlocks) -> None:
-        block_ids = self.rows[new.row].block_ids
-        _require(new.start == len(block_ids), "a block table grows at its end")
+        row = self.rows[new.row]
+        _require(new.start == len(row.block_ids), "a block table grows at its end")
         _require(all(0 <= b < self.num_blocks for b in new.block_ids), "block id out of range")
-        block_ids += new.block_ids
+        for index, block_id in enumerate(new.block_ids, new.start):
+            self._readers[block_id].append((row, index))
+        row.block_ids += new.block_ids
 
     def _set_mask(self, new: RowMask) -> None:
         _require(len(new.allowed) == -(-self.vocab_size // 32) * 4, "a mask of another size")
@@ -168,6 +191,7 @@ class FakeDevice:
             for block_id in new.block_ids[first_own:]:
                 start = block_id * self.block_size
                 self.slots[start : start + self.block_size] = [None] * self.block_size
+                self._forget_read(block_id, 0)
 
     def _is_decode(self, scheduled: ScheduledRow) -> bool:
         _, start, count, is_sampling = scheduled
@@ -181,7 +205,7 @@ class FakeDevice:
             writes.append((self._slot(row, position), self._record(row, position)))
         _require(len({slot for slot, _ in writes}) == len(writes), "two rows write one slot")
         for slot, record in self.graphs.replay(writes):
-            self.slots[slot] = record
+            self._write_slot(slot, record)
 
     def _write_all(self, batch: list[ScheduledRow]) -> None:
         """In order of position, since a record names the one before it: it may be another row's, when
@@ -193,7 +217,16 @@ class FakeDevice:
         ]
         _require(len({w.slot for w in writes}) == len(writes), "two rows write one slot")
         for write in sorted(writes, key=lambda w: w.position):
-            self.slots[write.slot] = self._record(self.rows[write.row], write.position)
+            self._write_slot(write.slot, self._record(self.rows[write.row], write.position))
+
+    def _write_slot(self, slot: int, record: Record) -> None:
+        self.slots[slot] = record
+        self._forget_read(slot // self.block_size, slot % self.block_size)
+
+    def _forget_read(self, block_id: int, offset: int) -> None:
+        """From here on its readers walk again. Only a write can change what they have verified."""
+        for row, index in self._readers[block_id]:
+            del row.digests[index * self.block_size + offset :]
 
     def _record(self, row: Row, position: int) -> Record:
         parent = _ROOT
@@ -216,34 +249,47 @@ class FakeDevice:
             found = [_logprobs(digests[p - 1], row.token_ids[p]) for p in positions]
             result.prompt_logprobs[scheduled.row] = _packed(positions.start, found)
         if scheduled.is_sampling:
-            token_id = self._draw(row, digests[-1])
+            failure = self.failure_of(row)
+            if failure is not None:
+                result.failed[scheduled.row] = failure
+            token_id = self._draw(row, digests[end - 1])
             row.token_ids.append(token_id)
             result.token_ids.append(token_id)
             if row.params.logprobs is not None:
-                result.logprobs[scheduled.row] = _logprobs(digests[-1], token_id)
+                result.logprobs[scheduled.row] = _logprobs(digests[end - 1], token_id)
+
+    def failure_of(self, row: Row) -> FailureKind | None:
+        """Why its next token cannot be drawn. A test's device may have reasons; the others of the step
+        are not to notice."""
+        return None
 
     def _read(self, row: Row, seq_len: int) -> list[int]:
         """What the query at each position has read: one digest each."""
-        digests: list[int] = []
-        read = _ROOT
-        for position in range(seq_len):
-            record = self.slots[self._slot(row, position)]
-            _require(record is not None, f"position {position} is stale")
-            assert record is not None
-            _require(record.position == position, f"position {position} holds another")
-            _require(record.parent == read, f"position {position} follows another text")
+        digests, block_size = row.digests, self.block_size
+        read = digests[-1] if digests else _ROOT
+        for position in range(len(digests), seq_len):
+            block_id = row.block_ids[position // block_size]
+            record = self.slots[block_id * block_size + position % block_size]
+            if record is None:
+                raise DeviceFault(f"position {position} is stale")
+            if record.position != position:
+                raise DeviceFault(f"position {position} holds another")
+            if record.parent != read:
+                raise DeviceFault(f"position {position} follows another text")
             read = hash((read, position, record.token_id, record.is_prompt))
             digests.append(read)
         return digests
 
     def _draw(self, row: Row, digest: int) -> int:
         params, position = row.params, len(row.token_ids)
-        masked: set[int] = set()
-        if position - row.num_prompt_tokens < params.min_tokens:
-            masked = {*params.stop_token_ids, params.eos_token_id or -1}
+        noise = hash((digest, params.seed, row.choice, position))
+        is_short = position - row.num_prompt_tokens < params.min_tokens
+        if row.mask is None and not is_short:
+            return noise % self.vocab_size
+        masked = {*params.stop_token_ids, params.eos_token_id or -1} if is_short else ()
         mask = (1 << self.vocab_size) - 1 if row.mask is None else row.mask
         allowed = [t for t in range(self.vocab_size) if mask >> t & 1 and t not in masked]
-        return allowed[hash((digest, params.seed, row.choice, position)) % len(allowed)]
+        return allowed[noise % len(allowed)]
 
     def _slot(self, row: Row, position: int) -> int:
         block_id = row.block_ids[position // self.block_size]

@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from server.board import Board
 from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
 from server.runner.batch import ScheduledRow
 from server.sequence import (
-    FirstOutput,
     Grammar,
-    PromptLogprobs,
     SamplingParams,
-    SequenceFailure,
     SequenceKey,
-    SequenceOutput,
     SequenceRequest,
-    TokenLogprobs,
 )
+from tests.engine.failing_device import FailingDevice
 from tests.engine.fake_device import FakeDevice
 from tests.engine.fake_grammars import FakeGrammars
+from tests.engine.text import Text
 
 VOCAB_SIZE = 8
-
-
-@dataclass
-class Text:
-    """One sequence as its client saw it."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_token_id: int | None = None
-    first: FirstOutput | None = None
-    prompt_ids: list[int] = field(
-        default_factory=list
-    )  # those whose logprobs came, from the second on
-    prompt_logprobs: bytes = b""
-    failure: str | None = None
-
-    def same_bytes(self) -> tuple[object, ...]:
-        """All that may not depend on what else was running."""
-        return (
-            self.token_ids,
-            self.logprobs,
-            self.finish_reason,
-            self.stop_token_id,
-            self.prompt_logprobs,
-            self.failure,
-        )
-
-    @property
-    def has_ended(self) -> bool:
-        return self.finish_reason is not None or self.failure is not None
-
-    def add(self, output: SequenceOutput) -> None:
-        assert not self.has_ended, "an output after the last one"
-        assert (output.first is None) == (self.first is not None), "one first output, first"
-        self.first = self.first or output.first
-        self.token_ids += output.token_ids
-        self.logprobs += output.logprobs or []
-        self.finish_reason = output.finish_reason
-        self.stop_token_id = output.stop_token_id
-
-    def add_prompt(self, chunk: PromptLogprobs) -> None:
-        assert self.first is None, "prompt logprobs behind a token"
-        assert chunk.start == len(self.prompt_ids) + 1, "a position twice or left out"
-        self.prompt_ids += array("i", chunk.top_ids)
-        self.prompt_logprobs += chunk.logprobs
-
-    def fail(self, failure: SequenceFailure) -> None:
-        assert not self.has_ended, "a failure after the end"
-        self.failure = failure.kind
 
 
 @dataclass(frozen=True)
@@ -112,10 +59,21 @@ class Rig:
         *,
         is_checking: bool = True,
         mask_delay: Callable[[], int] = lambda: 0,
+        board: Board | None = None,
     ) -> None:
-        self.size = size = size or Size()
+        self.size = size or Size()
         self.is_checking = is_checking
-        parts = parts or Parts()
+        self._parts = parts or Parts()
+        self._mask_delay = mask_delay
+        self._board = board
+        self.requests: dict[SequenceKey, SequenceRequest] = {}
+        self.aborted: set[SequenceKey] = set()
+        self.may_fail: set[SequenceKey] = set()  # doomed, or at work when one failed
+        self.texts: defaultdict[SequenceKey, Text] = defaultdict(Text)
+        self._start()
+
+    def _start(self) -> None:
+        size, parts = self.size, self._parts
         self.cache = parts.cache(size.block_size)
         self.blocks = parts.blocks(size.num_blocks, self.cache)
         self.scheduler = parts.scheduler(
@@ -133,11 +91,14 @@ class Rig:
             vocab_size=VOCAB_SIZE,
             max_steps_in_flight=size.max_steps_in_flight,
         )
-        self.grammars = FakeGrammars(mask_delay)
-        self.engine = parts.engine(self.scheduler, self.device, VOCAB_SIZE, grammars=self.grammars)
-        self.requests: dict[SequenceKey, SequenceRequest] = {}
-        self.aborted: set[SequenceKey] = set()
-        self.texts: defaultdict[SequenceKey, Text] = defaultdict(Text)
+        self.grammars = FakeGrammars(self._mask_delay)
+        self.engine = parts.engine(
+            self.scheduler,
+            self.device,
+            VOCAB_SIZE,
+            grammars=self.grammars,
+            board=self._board,
+        )
 
     def submit(self, request: SequenceRequest, owner: int = 0) -> None:
         request = replace(
@@ -146,6 +107,30 @@ class Rig:
         self.engine.submit(request, owner)
         self.requests[owner, request.seq_id] = request
         self.aborted.discard((owner, request.seq_id))
+
+    @property
+    def unfinished(self) -> list[SequenceKey]:
+        ended = {key for key, text in self.texts.items() if text.has_ended}
+        return sorted(self.requests.keys() - ended - self.aborted)
+
+    def crash(self, num_to_repeat: int = 0) -> None:
+        """The engine is gone and another takes over: those with text first, then the others."""
+        keys = sorted(self.unfinished, key=lambda key: (not self.texts[key].token_ids, key))
+        self._start()
+        for owner, seq_id in keys:
+            self.resubmit(seq_id, owner, num_to_repeat)
+
+    def resubmit(self, seq_id: int = 0, owner: int = 0, num_to_repeat: int = 0) -> None:
+        wanted, text = self.requests[owner, seq_id], self.texts[owner, seq_id]
+        params = replace(wanted.params)
+        emitted_ids = text.cut(num_to_repeat)
+        self.engine.submit(replace(wanted, params=params, emitted_ids=emitted_ids), owner)
+
+    def doom(self, seq_id: int = 0, owner: int = 0) -> None:
+        """Its numbers are not finite from its next step on."""
+        assert isinstance(self.device, FailingDevice)
+        self.device.doom(self.scheduler.sequences[owner, seq_id].params)
+        self.may_fail.add((owner, seq_id))
 
     def abort(self, seq_id: int = 0, owner: int = 0) -> None:
         self.engine.abort(seq_id, owner)
@@ -163,8 +148,16 @@ class Rig:
             self._text(owner, output.seq_id).add(output)
         for owner, failure in added.failures:
             self._text(owner, failure.seq_id).fail(failure)
+        self._excuse({(o, f.seq_id) for o, f in added.failures if f.kind == "not_finite"})
         if self.is_checking:
             self.engine.check_integrity()
+
+    def _excuse(self, failed: set[SequenceKey]) -> None:
+        """Who was at work beside a failed one may have read what it wrote; who comes later may not."""
+        if failed:
+            assert failed & self.may_fail, "it reads what a failed one left"
+            at_work = {k for k, seq in self.scheduler.sequences.items() if seq.queue_s is not None}
+            self.may_fail |= failed | at_work
 
     def _text(self, owner: int, seq_id: int) -> Text:
         assert (owner, seq_id) not in self.aborted, "an output after the abort"
@@ -198,7 +191,8 @@ class Rig:
             key
             for key, text in self.texts.items()
             if text.has_ended
-            and text.same_bytes() != solo(self.requests[key], self.size.max_model_len).same_bytes()
+            and text.same_bytes()
+            != text.as_far_as_it_came(solo(self.requests[key], self.size.max_model_len))
         ]
 
     def scheduled(self, step: int = -1) -> list[ScheduledRow]:
@@ -222,6 +216,7 @@ def request(
     bad_words: tuple[tuple[int, ...], ...] = (),
     grammar: str | None = None,
     priority: int = 0,
+    emitted: tuple[int, ...] = (),
 ) -> SequenceRequest:
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -242,6 +237,7 @@ def request(
         salt,
         priority,
         None if grammar is None else Grammar("regex", grammar),
+        list(emitted),
     )
 
 

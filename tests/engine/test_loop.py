@@ -3,89 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from server.engine.loop import HEARTBEAT_S, MASK_WAIT_S, EngineLoop
-from server.ipc.frames import Abort, EngineInfo, StepOutput, Submit, ToApi, Welcome
+from server.engine.loop import HEARTBEAT_S, MASK_WAIT_S
+from server.ipc.frames import Abort, StepOutput, Submit
 from server.ipc.server import EngineServer
-from server.ipc.wire import FrameReader, with_header
-from server.sequence import SequenceOutput, SequenceRequest
-from tests.engine.rig import Rig, Size, request, solo
-
-INFO = EngineInfo(64, 8, 8, 4, 64, "fake", "none", "fp_fake")
-
-
-class Client:
-    """An api's end, blocking."""
-
-    def __init__(self, path: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(path)
-        self.sock.settimeout(5)
-        self._reader = FrameReader()
-        self._decoder: msgspec.msgpack.Decoder[ToApi] = msgspec.msgpack.Decoder(ToApi)
-
-    def send(self, frame: Submit | Abort) -> None:
-        self.sock.sendall(with_header(msgspec.msgpack.encode(frame)))
-
-    def receive(self) -> list[ToApi]:
-        """What has arrived; empty once the engine has ended the connection."""
-        data = self.sock.recv(1 << 20)
-        return [self._decoder.decode(payload) for payload in self._reader.feed(data)]
-
-
-class World:
-    def __init__(self, path: str, max_steps_in_flight: int = 1) -> None:
-        self.path = path
-        self.now_s = 0.0
-        self.rig = Rig(Size().with_depth(max_steps_in_flight))
-        self.server = EngineServer(path, INFO)
-        self.loop = EngineLoop(self.rig.engine, self.server, lambda: self.now_s)
-        self.clients: list[Client] = []
-
-    def connect(self) -> Client:
-        client = Client(self.path)
-        self.clients.append(client)
-        self.loop.turn()
-        assert isinstance(client.receive()[0], Welcome)
-        return client
-
-    def turns(self, num_turns: int) -> None:
-        for _ in range(num_turns):
-            self.loop.turn()
-
-    def close(self) -> None:
-        for client in self.clients:
-            client.sock.close()
-        self.server.close()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(str(tmp_path / "engine.sock"))
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def ahead(tmp_path: Path) -> Iterator[World]:
-    """One step in flight behind the one that runs."""
-    world = World(str(tmp_path / "engine.sock"), max_steps_in_flight=2)
-    yield world
-    world.close()
-
-
-def outputs(frames: list[ToApi]) -> list[SequenceOutput]:
-    return [o for frame in frames if isinstance(frame, StepOutput) for o in frame.outputs]
-
-
-def tokens(frames: list[ToApi], seq_id: int) -> list[int]:
-    return [t for o in outputs(frames) if o.seq_id == seq_id for t in o.token_ids]
+from server.ipc.wire import with_header
+from server.sequence import SequenceRequest
+from tests.engine.loop_world import World, failures, outputs, tokens
+from tests.engine.rig import request, solo
 
 
 def test_what_is_submitted_is_streamed_one_frame_a_step(world: World) -> None:
@@ -139,12 +67,8 @@ def test_a_lost_connection_takes_its_sequences_along(world: World) -> None:
         with_header(b"\xc1"),
         with_header(msgspec.msgpack.encode(["submit", [1, 2]])),
         with_header(msgspec.msgpack.encode(["surprise"])),
-        with_header(msgspec.msgpack.encode(Submit([request(0, [])]))),
-        with_header(msgspec.msgpack.encode(Submit([request(0, [999])]))),
-        with_header(msgspec.msgpack.encode(Submit([request(0, [1] * 100)]))),
-        with_header(msgspec.msgpack.encode(Submit([request(0), request(0)]))),
     ],
-    ids=["length", "msgpack", "schema", "tag", "empty", "vocabulary", "too long", "twice"],
+    ids=["length", "msgpack", "schema", "tag"],
 )
 def test_a_bad_frame_ends_its_connection_and_nothing_else(world: World, data: bytes) -> None:
     bad, good = world.connect(), world.connect()
@@ -240,12 +164,11 @@ def test_a_mask_wakes_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) ->
     client.send(Submit([request(0, max_tokens=2, grammar="g")]))
     world.turns(1)
     timeouts_s: list[float] = []
-    poll = world.server.poll
 
     def note(timeout_s: float) -> object:
         timeouts_s.append(timeout_s)
         os.write(writer, b"!")
-        events = poll(60.0)  # it returns at once, with nothing of an api
+        events = EngineServer.poll(world.server, 60.0)  # it returns at once, with nothing of an api
         os.read(reader, 1)
         return events
 
@@ -262,8 +185,7 @@ def test_a_failure_reaches_its_api(world: World) -> None:
     a.send(Submit([request(0, grammar="grammar_invalid 0")]))
     b.send(Submit([request(0, max_tokens=3)]))
     world.turns(4)
-    failures = [f for frame in a.receive() if isinstance(frame, StepOutput) for f in frame.failures]
-    assert failures == [(0, "grammar_invalid")]
+    assert failures(a.receive()) == [(0, "grammar_invalid")]
     assert len(tokens(b.receive(), 0)) == 3
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from server.errors import EngineGoneError
+from server.errors import ProtocolError
 from server.ipc.client import EngineLink
 from server.ipc.frames import Abort, Submit, ToApi, Welcome
 from server.ipc.server import EngineServer, Event
@@ -21,10 +21,21 @@ class Recorder:
     def __init__(self, path: str) -> None:
         self.frames: list[ToApi] = []
         self.num_lost = 0
-        self.link = EngineLink(path, self.frames.append, self._on_lost)
+        self.num_writable = 0
+        self.link = EngineLink(path, self._on_frame, self._on_lost, self._on_writable)
+        self.refuses_frames = False
+
+    def _on_frame(self, frame: ToApi) -> None:
+        if self.refuses_frames:
+            raise ProtocolError("The engine left out tokens.")
+        self.frames.append(frame)
 
     def _on_lost(self) -> None:
         self.num_lost += 1
+
+    def _on_writable(self) -> None:
+        self.num_writable += 1
+        assert not self.link.is_full
 
 
 @asynccontextmanager
@@ -65,8 +76,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 def test_it_connects_when_the_engine_comes_and_again_when_it_is_replaced(socket_path: str) -> None:
     async def main() -> None:
         async with running(socket_path) as recorder:
-            with pytest.raises(EngineGoneError):
-                recorder.link.send(Abort([1]))
+            recorder.link.send(Abort([1]))  # in vain
             for generation in (1, 2):
                 server = EngineServer(socket_path, INFO)
                 await poll_nothing_until(server, lambda g=generation: len(recorder.frames) == g)
@@ -112,34 +122,55 @@ def _serve_bytes(listener: socket.socket, data: bytes) -> None:
         connection.recv(1)  # until the other end hangs up
 
 
+def test_what_the_reader_of_frames_refuses_costs_the_connection_and_there_is_another(
+    socket_path: str,
+) -> None:
+    async def main() -> None:
+        server = EngineServer(socket_path, INFO)
+        async with running(socket_path) as recorder:
+            recorder.refuses_frames = True
+            await until(lambda: server.poll(0) == [] and recorder.num_lost == 1)
+            recorder.refuses_frames = False
+            await until(lambda: server.poll(0) is not None and len(recorder.frames) == 1)
+            assert recorder.frames == [Welcome(INFO, owner=1)]
+        server.close()
+
+    run(main)
+
+
 def test_a_stopped_engine_pushes_back_and_its_end_is_noticed(socket_path: str) -> None:
     async def main() -> None:
         server = EngineServer(socket_path, INFO)
         async with running(socket_path) as recorder:
             await until(lambda: recorder.link.is_connected)
-            big = Abort(list(range(100_000)))
-            for _ in range(40):  # nobody reads: the write buffer passes its high-water mark
-                recorder.link.send(big)
-            waiting = asyncio.create_task(recorder.link.drain())
+            fill(recorder.link)
             await asyncio.sleep(0.02)
-            assert not waiting.done()
+            assert recorder.link.is_full
             server.close()
-            with pytest.raises(EngineGoneError):
-                await waiting
+            await until(lambda: recorder.num_lost == 1)
+            assert not recorder.link.is_full
+            assert recorder.num_writable == 0
 
     run(main)
 
 
-def test_drain_passes_when_the_engine_reads(socket_path: str) -> None:
+def test_it_says_when_the_engine_has_read(socket_path: str) -> None:
     async def main() -> None:
         server = EngineServer(socket_path, INFO)
         async with running(socket_path) as recorder:
             await until(lambda: recorder.link.is_connected)
-            for _ in range(40):
-                recorder.link.send(Abort(list(range(100_000))))
-            waiting = asyncio.create_task(recorder.link.drain())
+            fill(recorder.link)
+            assert recorder.num_writable == 0
             assert len(await poll_until(server, 40)) == 40
-            await waiting
+            await until(lambda: recorder.num_writable == 1)
         server.close()
 
     run(main)
+
+
+def fill(link: EngineLink) -> None:
+    """Nobody reads: the write buffer passes its high-water mark."""
+    assert not link.is_full
+    for _ in range(40):
+        link.send(Abort(list(range(100_000))))
+    assert link.is_full

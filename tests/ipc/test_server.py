@@ -14,6 +14,7 @@ from server.ipc.frames import Abort, StepOutput, Submit, ToApi, ToEngine, Welcom
 from server.ipc.server import EngineServer, Event
 from server.ipc.wire import MAX_FRAME_BYTES, FrameReader, with_header
 from server.sequence import (
+    Death,
     FirstOutput,
     PromptLogprobs,
     SequenceFailure,
@@ -108,6 +109,21 @@ def test_frames_go_both_ways_unchanged(server: EngineServer, connect: Callable[[
     step = StepOutput([output], STATS, [chunk], [SequenceFailure(2, "internal")])
     server.send(0, step)
     assert peer.receive() == step
+
+
+def test_each_connection_learns_its_number_and_how_engines_died(socket_path: str) -> None:
+    deaths = [Death(1, True, "SIGSEGV", [(0, 7), (1, 2**40)]), Death(2, False, "SIGKILL", [])]
+    server = EngineServer(socket_path, INFO, engine=3, deaths=deaths)
+    peers: list[Peer] = []
+    for owner in range(3):
+        peers.append(Peer(socket_path))
+        server.poll(5)
+        assert peers[-1].receive() == Welcome(INFO, 3, owner, deaths)
+        if owner == 1:
+            server.disconnect(0)
+    server.close()
+    for peer in peers:
+        peer.sock.close()
 
 
 def test_owners_are_never_reused(server: EngineServer, connect: Callable[[], Peer]) -> None:

@@ -217,7 +217,9 @@ def test_what_is_not_finite_is_not_drawn_and_harms_no_other_row(
     logits[1] = bad
     mask = np.zeros(500, np.float32)
     mask[:3] = -np.inf
-    assert draw(logits, mask, temperature=temperature)[1] == 3, "the lowest id that may be drawn"
+    lowest = draw(logits, mask, temperature=temperature)
+    assert lowest[1] == -1 - 3, "not finite: the lowest id that may be drawn, and marked"
+    assert lowest[[0, 2]].tolist() == draw(logits[[0, 2]], mask, temperature=temperature).tolist()
 
 
 def test_equal_logits_go_to_the_lowest_id() -> None:
@@ -279,15 +281,25 @@ def test_masked_draws_follow_the_softmax_of_what_is_allowed() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_where_nothing_is_left_it_is_the_lowest_allowed_id(temperature: float) -> None:
-    """The ban of min_tokens, NaN, and the tokenizer's gaps: in this order, and the others go on."""
-    logits = random_logits(5, 50)
-    edits = make_edits({20: -np.inf, 45: -np.inf}, {}, {}, {}, {})
+    """The ban of min_tokens, NaN, the tokenizer's gaps, and NaN where a ban leaves something: in this order,
+    and the others go on. Only what NaN did is marked."""
+    logits = random_logits(6, 50)
+    edits = make_edits({20: -np.inf, 45: -np.inf}, {}, {}, {20: -np.inf, 30: 5.0}, {}, {})
     mask = no_mask(50)
     mask[:10] = -np.inf
     logits[1] = np.nan
-    masks = make_masks(50, [45, 20], [8, 9, 33, 47], [2, 3], None, [31, 32])
+    logits[3, 45] = np.inf
+    masks = make_masks(50, [45, 20], [8, 9, 33, 47], [2, 3], [20, 45], None, [31, 32])
     drawn = draw(logits, mask, edits, masks, temperature=temperature)
-    assert drawn[:3].tolist() == [20, 33, 10], "the third may draw none: the lowest that there is"
-    beside = draw(logits, mask, masks=make_masks(50, None, None, None, None, [31, 32]))
+    assert drawn[:4].tolist() == [20, -1 - 33, 10, -1 - 20], "the third has no id that it may draw"
+    assert drawn.tolist() == draw_by_reference(logits, mask, edits, masks, temperature)
+    beside = draw(logits, mask, masks=make_masks(50, *5 * [None], [31, 32]))
     if temperature:
-        assert drawn[3:].tolist() == beside[3:].tolist()
+        assert drawn[4:].tolist() == beside[4:].tolist()
+
+
+def draw_by_reference(logits: Any, mask: Any, edits: Any, masks: Any, temperature: float) -> Any:
+    arrays = logits, mask, row_ids(len(logits))
+    rows = make_rows(*logits.shape, temperature=temperature)
+    tensors = (torch.from_numpy(array) for array in arrays)
+    return reference_sampler.sample(*tensors, *map(to_tensors, (rows, edits, masks))).tolist()

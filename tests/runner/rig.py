@@ -42,14 +42,22 @@ class Rig:
     engine: Engine
     num_cached_tokens: dict[int, int] = field(default_factory=dict)
 
-    def run(self, requests: Sequence[SequenceRequest]) -> list[Answer]:
-        """Submit all at once, run to the end; answers in the order of requests."""
-        answers = {request.seq_id: Answer() for request in requests}
-        for request in requests:
+    def run(
+        self, requests: Sequence[SequenceRequest], late: Sequence[SequenceRequest] = ()
+    ) -> list[Answer]:
+        """Submit all at once, `late` after three steps, run to the end; answers in this order."""
+        answers = {request.seq_id: Answer() for request in (*requests, *late)}
+        for request in (*requests, *late):
             if request.params.prompt_logprobs is not None:
                 answers[request.seq_id].prompt_logprobs = []
+        for request in requests:
             self.engine.submit(request)
+        num_steps = 0
         while self.engine.has_work:
+            if num_steps == 3:
+                for request in late:
+                    self.engine.submit(request)
+            num_steps += 1
             added = self.engine.step()
             assert not added.failures
             for _, chunk in added.prompt_logprobs:
@@ -113,6 +121,21 @@ def make_rig(
         max_model_len=MAX_MODEL_LEN,
     )
     return Rig(Engine(scheduler, runner, VOCAB_SIZE))
+
+
+def cut(request: SequenceRequest, answer: Answer, num_emitted: int) -> SequenceRequest:
+    """As it is submitted to the next engine, when one has died behind so many of its tokens."""
+    return replace(request, emitted_ids=answer.token_ids[:num_emitted])
+
+
+def rest(answer: Answer, num_emitted: int) -> Answer:
+    """What the next engine must give."""
+    return Answer(
+        answer.token_ids[num_emitted:],
+        answer.logprobs[num_emitted:],
+        None if answer.prompt_logprobs is None else [],
+        answer.finish_reason,
+    )
 
 
 def make_request(

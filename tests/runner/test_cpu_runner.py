@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from server.board import Board
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.runner import cpu_runner
@@ -154,43 +155,6 @@ def test_ids_survive_a_refill_of_their_row(model: GPT) -> None:
     assert rig.run_alone(short) == make_rig(model).run_alone(short)
 
 
-class PoisonedModel:
-    """Gives one sequence's hidden row NaN for logits."""
-
-    def __init__(self, model: GPT, bad_row: int) -> None:
-        self.config = model.config
-        self.forward = model.forward
-        self._model = model
-        self._bad_row = bad_row
-
-    def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor) -> None:
-        self._model.logits(hidden_rows, out)
-        out[self._bad_row] = float("nan")
-
-
-def test_a_row_of_nan_logits_disturbs_no_other(model: GPT) -> None:
-    def step(used: object) -> tuple[list[int], dict[int, float]]:
-        kv_cache = KVCache.allocate(model.config, 30, 8, torch.float32)
-        runner = CpuRunner(used, kv_cache, max_num_seqs=3, max_model_len=40)  # type: ignore[arg-type]
-        params = SamplingParams(max_tokens=5, seed=3, logprobs=1)
-        result = runner.dispatch(
-            StepBatch(
-                0,
-                [NewRow(row, [7, 8, 9 + row], 3, 0, params) for row in range(3)],
-                [NewBlocks(row, 0, [10 - row]) for row in range(3)],
-                scheduled=[ScheduledRow(row, 0, 3, True) for row in range(3)],
-            )
-        ).result()
-        return result.token_ids, {row: found.logprob for row, found in result.logprobs.items()}
-
-    (tokens, values), (poisoned_tokens, poisoned_values) = (
-        step(model),
-        step(PoisonedModel(model, 1)),
-    )
-    assert poisoned_tokens == [tokens[0], 0, tokens[2]]
-    assert poisoned_values == {0: values[0], 1: float("-inf"), 2: values[2]}
-
-
 def test_a_range_is_cut_at_the_prompt_end() -> None:
     """Row 1: prompt 4, computed 2 of 7; row 0: its prompt done; row 2: a chunk inside its prompt."""
     rows = Rows(3, 16, 4, vocab_size=320)
@@ -219,3 +183,26 @@ def test_a_range_is_cut_at_the_prompt_end() -> None:
     assert inputs.prefill_rows.tolist() == [1, 2]
     assert inputs.seq_lens.tolist() == [5, 6, 7, 9]
     assert inputs.decode_rows.tolist() == [1, 1, 1, 0]
+
+
+def test_a_step_gets_on_with_every_layer_and_with_the_logits(model: GPT) -> None:
+    """What a watchdog sees of a prompt that takes a minute: `age_s` asks the same clock."""
+    now = 0
+
+    def clock() -> int:
+        nonlocal now
+        now += 1
+        return now
+
+    board = Board.create(clock)
+    try:
+        kv_cache = KVCache.allocate(model.config, 4, 8, torch.float32)
+        runner = CpuRunner(model, kv_cache, max_num_seqs=1, max_model_len=16, board=board)
+        params = SamplingParams(max_tokens=5, seed=3, prompt_logprobs=0)
+        new = NewRow(0, [7, 8, 9], 3, 0, params)
+        scheduled = [ScheduledRow(0, 0, 3, True)]
+        runner.dispatch(StepBatch(0, [new], [NewBlocks(0, 0, [1])], scheduled=scheduled))
+        assert now == model.config.n_layer + 2, "the prompt's logits and those of the draw"
+        assert board.read().progress_s == now / 1e9
+    finally:
+        board.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from server.runner import fingerprint
-from server.runner.fingerprint import host_cpu, system_fingerprint
+from server.runner.fingerprint import (
+    file_sha256,
+    host_cpu,
+    kept_digests,
+    system_fingerprint,
+)
 
 
 @pytest.fixture
@@ -43,6 +49,40 @@ def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fingerprint, "_sources_sha256", lambda: "other sources")
     found.append(system_fingerprint(model_dir, "float32", []))
     assert len(set(found)) == len(found)
+
+
+def test_digests_of_files_that_have_not_changed_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hashing(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(fingerprint, "file_sha256", hashing)
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        path.write_text("1")
+    kept = tmp_path / "cache" / "digests.json"
+    expected = kept_digests(paths, kept)
+    assert kept_digests(paths, kept) == expected
+    assert hashed == 2 * ["a.json", "b.json"], "too new: the next change might have the same time"
+    monkeypatch.setattr(fingerprint, "_SETTLED_NS", -1)
+    hashed.clear()
+    for _ in range(3):
+        assert kept_digests(paths, kept) == expected
+    assert hashed == ["a.json", "b.json"]
+    other = tmp_path / "other"
+    other.write_text("2")
+    os.utime(other, ns=(0, paths[0].stat().st_mtime_ns))
+    other.replace(paths[0])
+    assert kept_digests(paths, kept)["a.json"] == file_sha256(paths[0]) != expected["a.json"]
+    kept.write_text("no JSON")
+    assert kept_digests(paths, kept)["b.json"] == expected["b.json"]
+    assert [path.name for path in kept.parent.iterdir()] == ["digests.json"]
+    nowhere = paths[1] / "digests.json"
+    assert kept_digests(paths, nowhere)["b.json"] == expected["b.json"]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from kernels.cpu.linear import pack_linear
+from kernels.cpu.tile import HAS_BF16_DOT
+from server.model import gpt
 from server.model.gpt import GPT
 from server.sequence import SequenceRequest
-from tests.runner.rig import DTYPES, Answer, load_tiny, make_request, make_rig
+from tests.runner.rig import Answer, cut, load_tiny, make_request, make_rig, rest
 
 PARAMS = (
     {"temperature": 0.0, "logprobs": 2},
@@ -27,9 +32,18 @@ PARAMS = (
 )
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=str)
+MODELS = {
+    "float32": (torch.float32, False),
+    "bfloat16": (torch.bfloat16, HAS_BF16_DOT),
+    **({"bfloat16 by FMA": (torch.bfloat16, False)} if HAS_BF16_DOT else {}),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> GPT:
-    return load_tiny(tiny_model_dir, request.param)
+    dtype, use_dot = MODELS[request.param]
+    with patch.object(gpt, "pack_linear", partial(pack_linear, use_dot=use_dot)):
+        return load_tiny(tiny_model_dir, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +110,55 @@ def test_with_a_prefix_hit(
     for request in requests:
         reads_cache = request.params.prompt_logprobs is None and len(request.prompt_ids) > 8
         assert (rig.num_cached_tokens[request.seq_id] > 0) == reads_cache
+
+
+@pytest.mark.parametrize("num_emitted", [1, 2, 5, 11])
+def test_alone_after_a_restart(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer], num_emitted: int
+) -> None:
+    for request, answer in zip(requests, alone, strict=True):
+        again = make_rig(model).run_alone(cut(request, answer, num_emitted))
+        assert again == rest(answer, num_emitted)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 17, 512])
+def test_all_after_a_restart(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer], num_tokens: int
+) -> None:
+    """Several in one step, each cut elsewhere, some of them not at all; with 512 all rows of a sequence are
+    in one step, and read what the step has written."""
+    cuts = [5 * i % 12 for i in range(len(requests))]
+    assert 0 in cuts and 11 in cuts
+    rig = make_rig(model, max_num_seqs=min(num_tokens, 20), max_num_batched_tokens=num_tokens)
+    found = rig.run([cut(*each) for each in zip(requests, alone, cuts, strict=True)])
+    for answer, whole, num_emitted in zip(found, alone, cuts, strict=True):
+        assert answer == (rest(whole, num_emitted) if num_emitted else whole)
+
+
+def test_beside_others_after_a_restart(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    """The odd ones come back while the even ones decode, and have to give way now and then."""
+    late = [
+        cut(request, answer, 7) for request, answer in zip(requests[1::2], alone[1::2], strict=True)
+    ]
+    rig = make_rig(model, num_blocks=30, max_num_batched_tokens=40)
+    found = rig.run(requests[::2], late)
+    assert found == [*alone[::2], *(rest(answer, 7) for answer in alone[1::2])]
+    assert rig.engine.stats().num_preemptions
+
+
+def test_with_cached_blocks_after_a_restart(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    """Of both kinds: the prompt's, and those that one before it has generated."""
+    rig = make_rig(model)
+    rig.run(requests)
+    num_tokens = rig.engine.stats().num_step_tokens
+    replays = [cut(request, answer, 11) for request, answer in zip(requests, alone, strict=True)]
+    assert rig.run(replays) == [rest(answer, 11) for answer in alone]
+    num_all = sum(len(request.prompt_ids) + 11 for request in requests)
+    assert rig.engine.stats().num_step_tokens - num_tokens < num_all // 2
 
 
 def test_choices_alone_and_among_siblings(model: GPT) -> None:

@@ -4,6 +4,7 @@ but ours is ever sent, and FastAPI cannot know what they take. A test holds it a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server import __version__
+from server.api.docs.parameters import PARAMETERS
 from server.api.docs.response_schema import Completion, CompletionChunk, ErrorReply
 from server.api.docs.route_schemas import Health, ModelCard, ModelList, Version
 from server.api.request.protocol import CompletionRequest
@@ -32,11 +34,12 @@ _ERRORS = {
     400: "Not valid: the message says why, param which field.",
     401: "No API key, or not a valid one.",
     403: "The API key lacks the scope that is needed here.",
-    404: "No such model.",
+    404: "No such model, or no such stream: unknown, another key's and expired ones are answered alike.",
+    409: "The Idempotency-Key came with another body before, or the beginning of its stream is gone.",
     413: "The body is too large.",
     415: "The body is not announced as application/json.",
     500: "A fault of ours.",
-    503: "The engine is not available; try again after Retry-After.",
+    503: "The engine is not available, or the server is about to stop; try again after Retry-After.",
 }
 _COMMON = (400, 500)  # a request that is no HTTP; a fault of ours
 _KEYED = (401, 403)
@@ -62,12 +65,25 @@ _EXAMPLES = {
 _STREAM_TEXT = (
     "With `stream`: one `data: {...}` line and an empty line for each token, its JSON a "
     "CompletionChunk; at last `data: [DONE]`. A stream that breaks ends with an ErrorReply instead. "
-    "Lines that begin with `:` keep the connection alive."
+    "Lines that begin with `:` keep the connection alive. Events have an `id:` line where the stream can be "
+    "resumed."
 )
 _STREAM_EXAMPLE = (
     'data: {"id":"cmpl-0","object":"text_completion","created":1790000000,"model":"continuo-stories",'
     '"choices":[{"index":0,"text":" who","logprobs":null,"finish_reason":null,"stop_reason":null}],'
     '"system_fingerprint":"fp_0","seed":7}\n\ndata: [DONE]\n\n'
+)
+
+
+_STREAM_PATH = "/v1/completions/{stream_id}/stream"
+_RESUME_TEXT = (
+    "Goes on with a stream that was asked for with `stream_options.resumable` or `X-Stream-Resumable: 1`, "
+    "behind the event that `Last-Event-ID` names; from its beginning without one. A stream is kept for 60 s "
+    "without a reader. A second reader takes over from the first. 204: there is nothing more."
+)
+_IDEMPOTENT_TEXT = (
+    "With `Idempotency-Key` a request can be repeated: it runs once, and every repeat within 60 s gets the "
+    "same reply, with `Idempotent-Replayed: true`. "
 )
 
 
@@ -83,6 +99,7 @@ class Operation:
     description: str = ""
     body: type[BaseModel] | None = None
     examples: Mapping[str, Json] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()  # of the request; keys of PARAMETERS
     errors: tuple[int, ...] = ()  # beside those that all have
     is_open: bool = False  # needs no key
 
@@ -104,10 +121,21 @@ OPERATIONS = (
         "Complete text",
         {200: {_JSON: Completion, "text/event-stream": CompletionChunk}},
         "OpenAI's completions. null means a field's default. Equal `seed` and `system_fingerprint` give "
-        "equal bytes. " + _STREAM_TEXT,
+        "equal bytes. " + _IDEMPOTENT_TEXT + _STREAM_TEXT,
         body=CompletionRequest,
         examples=_EXAMPLES,
-        errors=(*_OF_BODIES, 503),
+        headers=("Idempotency-Key", "X-Stream-Resumable"),
+        errors=(*_OF_BODIES, 409, 503),
+    ),
+    Operation(
+        "get",
+        _STREAM_PATH,
+        "Completions",
+        "Go on reading a stream",
+        {200: {"text/event-stream": CompletionChunk}, 204: {}},
+        _RESUME_TEXT,
+        headers=("Last-Event-ID",),
+        errors=(404,),
     ),
     Operation("get", "/v1/models", "Completions", "The served model", _json(ModelList)),
     Operation(
@@ -198,17 +226,21 @@ def _operation(operation: Operation, needs_key: bool) -> Json:
         if operation.examples:
             content["examples"] = dict(operation.examples)
         written["requestBody"] = {"required": True, "content": {_JSON: content}}
-    if "{model_id}" in operation.path:
-        written["parameters"] = [_MODEL_ID]
+    parameters = [PARAMETERS[name] for name in (*_in_path(operation), *operation.headers)]
+    if parameters:
+        written["parameters"] = parameters
     if is_keyed:
         written["security"] = [{"key": []}]
     return written
 
 
-_MODEL_ID = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+def _in_path(operation: Operation) -> list[str]:
+    return re.findall(r"{(\w+)}", operation.path)
 
 
 def _content(reply: Mapping[str, Schema]) -> Json:
+    if not reply:
+        return {}
     return {"content": {media: _media(media, schema) for media, schema in reply.items()}}
 
 

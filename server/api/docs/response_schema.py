@@ -126,7 +126,7 @@ class ErrorDetails(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """Every error, also the last event of a stream that breaks."""
+    """Every error, also the last event of a stream that breaks: there it has an id like the others."""
 
     model_config = _CLOSED
 

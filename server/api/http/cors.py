@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from server.api.http.errors import error_response
 
-_EXPOSED = ("X-Request-Id", "Retry-After", "X-Should-Retry")
+_EXPOSED = ("X-Request-Id", "Retry-After", "X-Should-Retry", "Idempotent-Replayed")
 
 
 class Cors(CORSMiddleware):

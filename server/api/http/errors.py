@@ -14,8 +14,8 @@ from server.api.http.request_log import note_error
 from server.errors import EngineGoneError, RequestError
 
 _RETRY_AFTER_S = 1  # an engine is back within seconds
-# openai-python repeats these and all above 499 unless told not to; the other 4xx say so for clients that
-# repeat everything
+# openai-python repeats 408, 409, 429 and all above 499 unless told not to. The same request would meet the
+# same fault of ours again; other 4xx say so for clients that repeat everything.
 _WORTH_A_RETRY = (408, 429)
 _SENTENCES = {
     404: "There is no such route; GET / lists what there is.",
@@ -50,7 +50,7 @@ def error_response(
 ) -> Response:
     """With `x-should-retry: false` where the same request would fail again."""
     body = error_json(status, message, param=param, code=code)
-    is_final = status < 500 and status not in _WORTH_A_RETRY
+    is_final = status <= 500 and status not in _WORTH_A_RETRY
     retry = {"x-should-retry": "false"} if is_final else {}
     return Response(body, status, {**retry, **(headers or {})}, media_type="application/json")
 
@@ -102,6 +102,4 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
 async def _fault(request: Request, _: Exception) -> Response:
     """starlette raises the exception again, for the log."""
     note_error(request.scope, 500, None)
-    # the same request would fail again: clients must not repeat it
-    headers = {"x-should-retry": "false", "Connection": "close"}
-    return error_response(500, _SENTENCES[500], headers=headers)
+    return error_response(500, _SENTENCES[500], headers={"Connection": "close"})

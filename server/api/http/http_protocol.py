@@ -53,6 +53,11 @@ class BodyWriter:
             # Chunked, as uvicorn frames every body without a length:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
+    def cut(self) -> None:
+        """Ends the connection at once, in the midst of the body: nobody can take it for the whole."""
+        if not self._cycle.transport.is_closing():
+            self._cycle.transport.abort()
+
     def start(self, on_writable: Callable[[], None]) -> None:
         """`on_writable` is called whenever a pause is over, until `stop`."""
         self._flow.on_writable = on_writable

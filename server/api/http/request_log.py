@@ -1,4 +1,5 @@
-"""One log line for each completions request, whatever its end. Never a prompt, an output or a key.
+"""One log line for each completions request, and for each time that a stream is resumed, whatever its end.
+Never a prompt, an output or a key.
 
 Whoever knows something of a request puts it into the record that travels in its ASGI scope.
 """
@@ -6,6 +7,7 @@ Whoever knows something of a request puts it into the record that travels in its
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,13 +15,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.http.faults import log_fault
 from server.api.http.request_id import REQUEST_ID
+from server.faults import log_fault
 
 RECORD = "continuo.record"  # in the ASGI scope
 KEY_NAME = "continuo.key_name"  # in the ASGI scope: whose key it was
 
 _PATH = "/v1/completions"
+_STREAM_PATH = re.compile(r"/v1/completions/[^/]+/stream")
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,9 @@ class CompletionRecord:
     total_ms: float = 0.0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     is_client_gone: bool = False
+    is_replayed: bool = False  # the reply to an earlier request with the same Idempotency-Key
+    is_resumed: bool = False  # a stream that an earlier request began
+    num_events: int = 0  # of a stream that is resumed, written to this connection
 
     def fields(self) -> dict[str, Any]:
         """Under the names of the log line; only what applies."""
@@ -56,9 +62,15 @@ class CompletionRecord:
             "total_ms": round(self.total_ms, 1),
             "client_gone": self.is_client_gone,
         }
-        if self.response_id:  # it got as far as the engine
+        if self.is_replayed:
+            shown["replayed"] = True
+        if self.is_resumed:
+            shown |= {"resumed": True, "events": self.num_events}
+        shown["response_id"] = self.response_id
+        if (
+            self.model
+        ):  # it got as far as the engine, by itself: what is counted here is counted once
             shown |= {
-                "response_id": self.response_id,
                 "model": self.model,
                 "stream": self.is_stream,
                 "n": self.n,
@@ -92,10 +104,16 @@ class RequestLogMiddleware:
             record.status = 500
             log_fault("a request failed", error)
         finally:
-            if self._is_on and scope["path"] == _PATH and scope["method"] == "POST":
+            if self._is_on and _has_line(scope):
                 record.key_name = scope.get(KEY_NAME, "")
                 record.total_ms = (time.monotonic() - record.arrived_at) * 1000
                 _write(record)
+
+
+def _has_line(scope: Scope) -> bool:
+    if scope["method"] == "POST":
+        return bool(scope["path"] == _PATH)
+    return scope["method"] == "GET" and _STREAM_PATH.fullmatch(scope["path"]) is not None
 
 
 def record_of(scope: Scope) -> CompletionRecord:

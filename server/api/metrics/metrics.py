@@ -29,7 +29,10 @@ from server.ipc.frames import EngineInfo
 from server.sequence import FailureKind
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-_REJECTIONS = ("engine_gone",)  # why a valid request was not admitted
+_REJECTIONS = (
+    "engine_gone",
+    "draining",
+)  # why a valid request was not admitted; also "quarantined"
 _ENGINE_INDEX = "0"
 
 
@@ -57,6 +60,9 @@ class Metrics(Collector):
         self._rejections = dict.fromkeys(_REJECTIONS, 0)
         self._failures: dict[str, int] = dict.fromkeys(get_args(FailureKind), 0)
         self._responses: Counter[str] = Counter()
+        self._num_resumed = 0
+        self._num_streams: Callable[[], int] = lambda: 0
+        self._progress_age_s: Callable[[], float] = engine.silence_s
         self.ttft = Histogram(TTFT_BUCKETS_S)
         self.inter_token = Histogram(INTER_TOKEN_BUCKETS_S)
         self.token_time = Histogram(INTER_TOKEN_BUCKETS_S)
@@ -75,6 +81,14 @@ class Metrics(Collector):
         """Its bytes and its limit are on the page from now on."""
         self._queues.append(queue)
 
+    def watch_streams(self, num_streams: Callable[[], int]) -> None:
+        """How many can be resumed."""
+        self._num_streams = num_streams
+
+    def watch_progress(self, age_s: Callable[[], float]) -> None:
+        """Seconds since the engine got on; until then since it was heard."""
+        self._progress_age_s = age_s
+
     def on_submit(
         self, prompts: Sequence[Sequence[int]], *, n: int, num_sequences: int, max_tokens: int
     ) -> None:
@@ -86,6 +100,10 @@ class Metrics(Collector):
 
     def on_rejection(self, reason: str) -> None:
         self._rejections[reason] += 1
+
+    def on_resume(self) -> None:
+        """A reader was attached to a stream that had begun on another connection."""
+        self._num_resumed += 1
 
     def on_response(self, status: int) -> None:
         """An HTTP response has begun."""
@@ -106,6 +124,7 @@ class Metrics(Collector):
         yield from self._request_families()
         yield from self._time_families()
         yield from self._own_families()
+        yield from self._death_families()
         if self._engine.info is not None:
             yield from self._sized_families(self._engine.info)
 
@@ -139,7 +158,8 @@ class Metrics(Collector):
             self._finished,
         )
         text = "Valid requests that were not admitted, by why."
-        yield make.counters("vllm:admission_rejections", text, "reason", self._rejections)
+        rejections = {**self._rejections, "quarantined": self._engine.num_refused}
+        yield make.counters("vllm:admission_rejections", text, "reason", rejections)
         text = "The n of each prompt."
         yield make.histogram("vllm:request_params_n", text, self._num_choices)
 
@@ -187,10 +207,27 @@ class Metrics(Collector):
             ("sequence_failures", "Sequences that failed, by why.", "kind", self._failures),
         ):
             yield make.counters(f"continuo:{name}", text, label, counts)
-        text = "Engines that followed the first one."
-        yield make.counter("continuo:engine_restarts", text, self._engine.counts.num_restarts)
         yield make.gauge("continuo:open_sequences", "Submitted, not ended.", self._engine.num_open)
+        text = "Streams that can be resumed."
+        yield make.gauge("continuo:kept_streams", text, self._num_streams())
+        text = "Streams resumed on another connection."
+        yield make.counter("continuo:resumed_streams", text, self._num_resumed)
         used = {queue.name: queue.num_bytes() for queue in self._queues}
         yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
         limits = {queue.name: queue.max_bytes for queue in self._queues}
         yield make.gauges("continuo:queue_limit_bytes", "Most that may wait.", "queue", limits)
+
+    def _death_families(self) -> Iterator[Metric]:
+        """Engines that ended, and what was done about it."""
+        make, engine = self._families, self._engine
+        text = "Engines that ended, by how."
+        yield make.counters("continuo:engine_deaths", text, "cause", engine.deaths)
+        for name, text, value in (
+            ("engine_restarts", "Engines that followed the first.", engine.counts.num_restarts),
+            ("replayed_tokens", "Rows computed again.", engine.counts.total().num_replayed_tokens),
+            ("replay_mismatches", "Tokens drawn otherwise in a replay.", engine.num_mismatches),
+            ("quarantined_requests", "Given up for killing engines.", engine.num_given_up),
+        ):
+            yield make.counter(f"continuo:{name}", text, value)
+        text = "Since the engine got on last."
+        yield make.gauge("continuo:engine_progress_age_seconds", text, self._progress_age_s())

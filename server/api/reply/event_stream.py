@@ -8,9 +8,9 @@ import asyncio
 import time
 
 from server.api.http.http_protocol import BodyWriter
-from server.api.reply.choice_stream import Delta
+from server.api.reply.event_maker import EventMaker
 from server.api.reply.run import Run
-from server.api.reply.sse import DONE, PING, EventWriter
+from server.api.reply.sse import PING
 
 PING_AFTER_S = 15.0  # of silence; proxies cut connections that are silent for longer
 
@@ -19,15 +19,9 @@ class EventStream:
     """`begun`, then the response's head and `start`, then `ended`; `close` whatever happens."""
 
     def __init__(self, run: Run, body: BodyWriter) -> None:
-        options = run.plan.options
-        self._run = run
         self._generation = run.generation
         self._body = body
-        self._has_usage = bool(options.include_usage)
-        self._is_continuous = bool(options.continuous_usage_stats)
-        self._writer = EventWriter(
-            run.head, len(run.choices), shows_usage=self._has_usage or self._is_continuous
-        )
+        self._maker = EventMaker(run)
         self._unsent: list[bytes] = []  # of before `start`
         self._is_started = False
         self._is_over = False
@@ -70,25 +64,14 @@ class EventStream:
             return
         self._now = time.monotonic()
         try:
-            data = b"".join([self._event(*piece) for piece in self._run.take(self._now)])
-            if is_over := not self._generation.is_running:
-                data += self._last_events()
-            if data:
-                self._write(data)
+            events = self._maker.take(self._now)
+            if events:
+                self._write(b"".join(events))
         except Exception as error:  # of this stream alone; raised again in its own task
             self._end(error)
             return
-        if is_over:
-            self._end(self._generation.error)
-
-    def _event(self, index: int, delta: Delta) -> bytes:
-        usage = self._run.usage_with(index, delta) if self._is_continuous else None
-        return self._writer.event(index, delta, usage)
-
-    def _last_events(self) -> bytes:
-        if self._generation.error is not None:
-            return b""  # the task writes it
-        return (self._writer.usage_event(self._run.usage()) if self._has_usage else b"") + DONE
+        if not self._generation.is_running:
+            self._end(self._generation.error)  # which the task writes
 
     def _write(self, data: bytes) -> None:
         self._written_at = self._now

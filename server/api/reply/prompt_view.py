@@ -45,9 +45,13 @@ class PromptView:
             yield num_chars + decoder.num_chars_before(token_id)
             num_chars += len(decoder.feed(token_id))
 
+    @property
+    def has_all_logprobs(self) -> bool:
+        return self.logprobs.num_rows == len(self.token_ids) - 1
+
     def rows(self, num_top: int) -> Iterator[tuple[int, TokenLogprobs | None]]:
         """Each token with its logprobs; nothing predicts the first one."""
-        if self.logprobs.num_rows != len(self.token_ids) - 1:
+        if not self.has_all_logprobs:
             raise ValueError("the engine did not send all prompt logprobs")
         ids = iter(self.token_ids)
         yield next(ids), None

@@ -6,34 +6,26 @@ While it lasts, the connection is watched: a client that hangs up ends the run.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.generation import ClientGoneError, Generation
-from server.api.http.errors import error_json, error_of
-from server.api.http.faults import log_fault
 from server.api.http.http_protocol import body_writer
 from server.api.http.request_log import record_of
 from server.api.reply.event_stream import EventStream
 from server.api.reply.json_parts import send_json
-from server.api.reply.plain_reply import PlainReply
+from server.api.reply.plain_collector import PlainCollector
 from server.api.reply.run import Run
-from server.api.reply.sse import error_event
+from server.api.reply.stream_errors import broken_stream_event, error_code
 from server.api.request.planning import Plan
-from server.errors import EngineGoneError, RequestError
 
-_STREAM_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
-    ],
-}
+STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
+)
 
 
 class CompletionResponse(Response):
@@ -67,41 +59,20 @@ async def _watch(receive: Receive, generation: Generation) -> None:
 
 
 async def _send_plain(run: Run, send: Send) -> None:
-    collector = _Collector(run)
-    await collector.is_complete.wait()
+    is_complete = asyncio.Event()
+    collector = PlainCollector(run, is_complete.set)
+    await is_complete.wait()
     if collector.error is not None:
         raise collector.error
     parts = collector.reply.parts(run.usage())
     await send_json(parts, send, lambda: run.generation.error is not None)
 
 
-class _Collector:
-    """Every piece of a run, by choice."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._generation = run.generation
-        self.reply = PlainReply(run.plan, run.head, run.choices, run.prompts)
-        self.error: Exception | None = None
-        self.is_complete = asyncio.Event()
-        run.read_by(self._read)
-
-    def _read(self) -> None:
-        try:
-            for index, delta in self._run.take(time.monotonic()):
-                self.reply.add(index, delta)
-        except Exception as error:  # of this request alone; raised again in its own task
-            self.error = error
-        if self.error is not None or not self._generation.is_running:
-            self.error = self.error or self._generation.error
-            self.is_complete.set()
-
-
 async def _send_stream(run: Run, scope: Scope, send: Send) -> None:
     stream = EventStream(run, body_writer(scope))
     try:
         await stream.begun()
-        await send(_STREAM_START)
+        await send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
         record = record_of(scope)
         record.status = 200
         stream.start()
@@ -110,25 +81,9 @@ async def _send_stream(run: Run, scope: Scope, send: Send) -> None:
         except ClientGoneError:
             raise
         except Exception as error:
-            record.code = _code(error)
-            event = error_event(_error_json(error))
+            record.code = error_code(error)
+            event = broken_stream_event(error)
             await send({"type": "http.response.body", "body": event, "more_body": True})
     finally:
         stream.close()
     await send({"type": "http.response.body", "body": b""})
-
-
-def _code(error: Exception) -> str:
-    """For the log, where the status is that of the stream's beginning."""
-    if isinstance(error, EngineGoneError):
-        return "engine_gone"
-    code = error.code if isinstance(error, RequestError) else None
-    return code or "internal"
-
-
-def _error_json(error: Exception) -> bytes:
-    if isinstance(error, RequestError):
-        return error_json(error.status, error.message, param=error.param, code=error.code)
-    if not isinstance(error, EngineGoneError):
-        log_fault("a stream failed", error)
-    return error_of(error)

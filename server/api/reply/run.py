@@ -41,6 +41,12 @@ class Run:
         self._first_token_at: float | None = None
         self._shown = [0] * len(choices)  # tokens per choice that usage_with has counted
         self._num_shown = 0
+        # A stream shows a prompt's logprobs on each choice's first piece; its first choice has them computed.
+        has_echoes = bool(plan.request.stream) and plan.prompt_logprobs is not None
+        self._awaits_prompts = has_echoes and plan.n > 1
+        self._held: list[
+            SequenceOutput
+        ] = []  # of choices that were ahead of their prompt's first one
         if plan.prompt_logprobs is not None:
             generation.read_prompts_by(self._add_prompt_logprobs)
 
@@ -55,6 +61,8 @@ class Run:
         piece. Empty where all is held back, and where nothing came. `now` is of time.monotonic().
         """
         outputs = self.generation.take()
+        if self._awaits_prompts:
+            outputs = self._with_prompts(outputs)
         if len(outputs) >= BEHIND_STEPS:
             return self._take_many(outputs, now)
         pieces: list[Piece] = []
@@ -64,6 +72,17 @@ class Run:
             for delta in self._push(index, output, now):
                 pieces.append((index, delta))
         return pieces
+
+    def _with_prompts(self, outputs: list[SequenceOutput]) -> list[SequenceOutput]:
+        """Those whose prompt is all there, in order. A grammar's mask can delay the prompt's first choice."""
+        waiting, self._held = self._held + outputs, []
+        ready: list[SequenceOutput] = []
+        for output in waiting:
+            index = output.seq_id - self.generation.first_seq_id
+            is_whole = self.prompts[index // self.plan.n].view.has_all_logprobs
+            (ready if is_whole else self._held).append(output)
+        self._awaits_prompts = not all(prompt.view.has_all_logprobs for prompt in self.prompts)
+        return ready
 
     def _take_many(self, outputs: list[SequenceOutput], now: float) -> list[Piece]:
         """The same, choice by choice."""

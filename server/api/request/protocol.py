@@ -6,7 +6,7 @@ take only null. The descriptions go into the OpenAPI document.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,7 +58,10 @@ class StreamOptions(BaseModel):
         "One more chunk at the end, without choices, with the usage of the whole request."
     )
     continuous_usage_stats: bool | None = _about("Usage so far on every chunk.")
-    resumable: Literal[False] | None = _about("Not supported yet: only false.")
+    resumable: bool | None = _about(
+        "Every event has an id: a stream that was cut goes on with `GET "
+        "/v1/completions/{stream}/stream` and the header `Last-Event-ID`."
+    )
 
 
 class CompletionRequest(BaseModel):

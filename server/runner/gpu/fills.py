@@ -1,4 +1,7 @@
-"""New rows on their way to the device: their words are grouped so that a group fits one upload."""
+"""New rows on their way to the device: their words are grouped so that a group fits one upload.
+
+One that cannot be made fails alone: nothing of a row is sent before all of it has been made.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +16,84 @@ from kernels.row_updates import apply_updates
 from kernels.sampling_rows import RowFills
 from kernels.sampling_tables import SamplingTables, fill_tables
 from server.runner.batch import NewRow
-from server.runner.gpu.rows import DeviceRows
+from server.runner.gpu.rows import DeviceRows, RowWords
 from server.runner.gpu.upload import Upload, aligned
+from server.runner.row_faults import fail_row, neutral
 from server.runner.rows import Array, RowEdits
+from server.sequence import FailureKind
 
 _NUM_PARTS = 10  # of an upload
+_NUM_WORDS = 6  # of a row beside its lists
 
 
 class _Fill(NamedTuple):
-    """One row's part of a RowFills."""
+    """A new row, and its part of a RowFills."""
 
-    row: int
+    new: NewRow
+    words: RowWords
     banned_below: int
-    wants_logits: bool
+    needs_logits: bool
     bias_ids: Array
     bias_values: Array
     ban_ids: Array
 
 
 def fill_rows(
-    new_rows: list[NewRow], rows: DeviceRows, tables: SamplingTables, upload: Upload
+    new_rows: list[NewRow],
+    rows: DeviceRows,
+    tables: SamplingTables,
+    upload: Upload,
+    failed: dict[int, FailureKind],
 ) -> None:
     """Queues everything that makes the rows those of `new_rows`; `rows` must have no other changes."""
-    for group in _groups(new_rows, tables.vocab_size, rows.words_per_row, upload.num_words):
-        for new, _ in group:
-            rows.fill(new)
-        _send([fill for _, fill in group], rows, tables, upload)
+    fills = [_fill_or_neutral(new, rows, tables, failed) for new in new_rows]
+    for group in _groups(fills, rows.words_per_row, upload.num_words):
+        for fill in group:
+            rows.fill(fill.new, fill.words, needs_logits=fill.needs_logits)
+        _send(group, rows, tables, upload)
 
 
 def max_words(vocab_size: int, words_per_row: int, max_num_biases: int) -> int:
     """What the upload must hold for any one row: all its words as pairs, its biases, and bans."""
     gaps = _NUM_PARTS * aligned(1)  # what alignment may add
-    return 2 * words_per_row + 2 * max_num_biases + vocab_size + len(_Fill._fields) + 2 + gaps
+    return 2 * words_per_row + 2 * max_num_biases + vocab_size + _NUM_WORDS + 2 + gaps
 
 
-def _groups(
-    new_rows: list[NewRow], vocab_size: int, words_per_row: int, num_words: int
-) -> Iterator[list[tuple[NewRow, _Fill]]]:
-    group: list[tuple[NewRow, _Fill]] = []
+def _groups(fills: list[_Fill], words_per_row: int, num_words: int) -> Iterator[list[_Fill]]:
+    group: list[_Fill] = []
     left = num_words
-    for new in new_rows:
-        fill = _fill(new, vocab_size)
+    for fill in fills:
         size = max_words(0, words_per_row, len(fill.bias_ids)) + len(fill.ban_ids)
         if group and size > left:
             yield group
             group, left = [], num_words
-        group.append((new, fill))
+        group.append(fill)
         left -= size
     if group:
         yield group
 
 
-def _fill(new: NewRow, vocab_size: int) -> _Fill:
-    edits = RowEdits(new.params, new.num_prompt_tokens, vocab_size)
+def _fill_or_neutral(
+    new: NewRow, rows: DeviceRows, tables: SamplingTables, failed: dict[int, FailureKind]
+) -> _Fill:
+    try:
+        return _fill(new, rows, tables)
+    except Exception as error:
+        fail_row(new.row, error, failed)
+        return _fill(neutral(new), rows, tables)
+
+
+def _fill(new: NewRow, rows: DeviceRows, tables: SamplingTables) -> _Fill:
+    edits = RowEdits(new.params, new.num_prompt_tokens, tables.vocab_size)
     ban_ids = (
         edits.early_ids[len(edits.bias_ids) :] if new.params.min_tokens else edits.bias_ids[:0]
     )
     return _Fill(
-        new.row,
+        new,
+        rows.words_of(new),
         edits.banned_below,
-        new.params.logprobs is not None,
+        # Where bans may leave no id, the sampler finds out whether they or the logits are to blame.
+        new.params.logprobs is not None or len(ban_ids) >= tables.num_drawable,
         edits.bias_ids,
         edits.bias_values,
         ban_ids,
@@ -81,7 +102,7 @@ def _fill(new: NewRow, vocab_size: int) -> _Fill:
 
 def _send(fills: list[_Fill], rows: DeviceRows, tables: SamplingTables, upload: Upload) -> None:
     indices, values = rows.take_changes()
-    heads = np.array([(f.row, f.banned_below, f.wants_logits) for f in fills], np.int32).T
+    heads = np.array([(f.new.row, f.banned_below, f.needs_logits) for f in fills], np.int32).T
     parts = upload.send(
         indices,
         values,

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 from kernels.gemm import capability
+from server.board import Board
 from server.errors import ConfigError
 from server.model.checkpoint import load_weights
 from server.model.config import GPTConfig
 from server.model.device_kv_cache import FP8, DeviceKVCache, block_bytes
 from server.model.gpu_gpt import GpuGPT
 from server.runner.fingerprint import system_fingerprint
+from server.runner.gpu.compiling import watch_compilations
 from server.runner.gpu.memory import Measured, plan_gpu_memory
 from server.runner.gpu.queue import CudaQueue
 from server.runner.gpu.runner import GpuRunner
@@ -27,10 +29,15 @@ GRAPHS_AT_START_S = 2.0
 
 
 def build_gpu_runner(
-    resolved: Resolved, gpt_config: GPTConfig, never_sampled_ids: Collection[int]
+    resolved: Resolved,
+    gpt_config: GPTConfig,
+    never_sampled_ids: Collection[int],
+    board: Board | None = None,
 ) -> LoadedRunner:
     """`resolved.config.model` is a directory. Raises ConfigError."""
     config, limits, lines = resolved
+    if board is not None:
+        watch_compilations(board)
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = DTYPES[config.dtype]
     cache_dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
@@ -51,7 +58,7 @@ def build_gpu_runner(
             kv_cache = DeviceKVCache.allocate(
                 gpt_config, num_blocks, config.block_size, cache_dtype, device
             )
-            return GpuRunner(model, kv_cache, queue, limits, never_sampled_ids)
+            return GpuRunner(model, kv_cache, queue, limits, never_sampled_ids, board)
 
         size = block_bytes(gpt_config, config.block_size, cache_dtype)
         after_weights = _used_bytes(device)

@@ -10,6 +10,8 @@ from kernels.sampling_tables import SamplingTables
 from server.runner.batch import RowMask
 from server.runner.gpu.rows import DeviceRows
 from server.runner.gpu.upload import Upload, aligned
+from server.runner.row_faults import fail_row
+from server.sequence import FailureKind
 
 
 def mask_upload_words(max_num_seqs: int, vocab_size: int) -> int:
@@ -18,12 +20,20 @@ def mask_upload_words(max_num_seqs: int, vocab_size: int) -> int:
 
 
 def send_masks(
-    masks: list[RowMask], rows: DeviceRows, tables: SamplingTables, upload: Upload
+    masks: list[RowMask],
+    rows: DeviceRows,
+    tables: SamplingTables,
+    upload: Upload,
+    failed: dict[int, FailureKind],
 ) -> None:
     """Queues all that gives the rows their masks. Of distinct rows, behind what refills them."""
+    num_bytes = 4 * tables.row_masks.shape[1]
     for mask in masks:
         rows.note_mask(mask.row)
-    row_ids = np.array([mask.row for mask in masks], np.int32)
-    words = np.frombuffer(b"".join(mask.allowed for mask in masks), "<i4").astype(np.int32)
+        if len(mask.allowed) != num_bytes:  # would shift those behind it
+            fail_row(mask.row, ValueError(f"{len(mask.allowed)} bytes"), failed)
+    fitting = [mask for mask in masks if len(mask.allowed) == num_bytes]
+    row_ids = np.array([mask.row for mask in fitting], np.int32)
+    words = np.frombuffer(b"".join(mask.allowed for mask in fitting), "<i4").astype(np.int32)
     sent_ids, sent_words = upload.send(row_ids, words)
     write_masks(sent_ids, sent_words, tables)

@@ -7,6 +7,8 @@ needs them. Tokens are appended on the device, by the launch that draws them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -17,6 +19,16 @@ from server.runner.rows import PARAMS_TYPES, Array, bounded
 from server.sequence import SamplingParams
 
 _COUNTS = ("num_tokens", "num_prompt_tokens", "choice")
+
+
+class RowWords(NamedTuple):
+    """A new row as `state` holds it; int32."""
+
+    seed: Array  # [2]
+    fields: Array  # _COUNTS and PARAMS_TYPES
+    token_ids: Array
+    has_filters: bool
+    num_logprobs: int  # -1: none asked for
 
 
 class DeviceRows:
@@ -60,21 +72,31 @@ class DeviceRows:
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
         self._changes: list[tuple[Array, Array]] = []
 
-    def fill(self, new: NewRow) -> None:
-        row, params = new.row, new.params
-        self.params[row] = params
-        self.num_prompt_tokens[row] = new.num_prompt_tokens
-        self.needs_logits[row] = params.logprobs is not None or _has_filters(params)
-        self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
-        seed = np.array([params.seed], np.uint64).view(np.int32)
-        self._change(self._seeds + 2 * row, seed)
-        self._change(self._tokens + row * self._max_model_len, np.array(new.token_ids, np.int32))
+    def words_of(self, new: NewRow) -> RowWords:
+        """What `fill` needs. Changes nothing, so it may raise."""
+        params = new.params
         counts = np.array([len(new.token_ids), new.num_prompt_tokens, new.choice], np.int32)
         values = [
             np.array([bounded(name, getattr(params, name), self._vocab_size)], dtype).view(np.int32)
             for name, dtype in PARAMS_TYPES.items()
         ]
-        self._changes.append((self._field_indices + row, np.concatenate([counts, *values])))
+        return RowWords(
+            np.array([params.seed], np.uint64).view(np.int32),
+            np.concatenate([counts, *values]),
+            np.array(new.token_ids, np.int32),
+            _has_filters(params),
+            -1 if params.logprobs is None else params.logprobs,
+        )
+
+    def fill(self, new: NewRow, words: RowWords, *, needs_logits: bool) -> None:
+        row = new.row
+        self.params[row] = new.params
+        self.num_prompt_tokens[row] = new.num_prompt_tokens
+        self.needs_logits[row] = needs_logits or words.has_filters
+        self.num_logprobs[row] = words.num_logprobs
+        self._change(self._seeds + 2 * row, words.seed)
+        self._change(self._tokens + row * self._max_model_len, words.token_ids)
+        self._changes.append((self._field_indices + row, words.fields))
 
     def write_blocks(self, new: NewBlocks) -> None:
         begin = self._blocks + new.row * self._blocks_per_row + new.start

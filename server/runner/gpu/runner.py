@@ -18,77 +18,33 @@ import torch
 from kernels.row_updates import apply_updates
 from kernels.sampling_rows import mask_words
 from kernels.sampling_tables import SamplingTables
+from server.board import Board
 from server.config import Limits
 from server.model.device_kv_cache import DeviceKVCache
 from server.model.gpu_gpt import GpuGPT
-from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch, StepResult
+from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch
 from server.runner.gpu.draw import Asked, Draw
 from server.runner.gpu.fills import fill_rows, max_words
 from server.runner.gpu.graphs import DecodeGraphs, DecodeKind
 from server.runner.gpu.inputs import Inputs
 from server.runner.gpu.masks import mask_upload_words, send_masks
-from server.runner.gpu.outputs import Drawn
-from server.runner.gpu.queue import Arrival, Queue
+from server.runner.gpu.queue import Queue
 from server.runner.gpu.rows import DeviceRows
+from server.runner.gpu.step import GpuStep
 from server.runner.gpu.upload import Upload, aligned
-from server.runner.prompt_logprobs import MAX_TOP, packed
+from server.runner.prompt_logprobs import MAX_TOP
 from server.runner.rows import Array
 from server.runner.runs import Runs, cut_runs
-from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
+from server.sequence import FailureKind, SamplingParams
 
 _MAX_BIASES = 1024  # of one request: the api's limit
-
-
-class GpuStep:
-    """A step that was dispatched. What its rows ask for was noted then: they may be others' by now."""
-
-    def __init__(
-        self,
-        num_tokens: int,
-        asked: list[Asked],
-        asked_of_prompts: list[Asked],
-        drawn: Drawn,
-        arrival: Arrival,
-    ) -> None:
-        self._num_tokens = num_tokens
-        self._asked = asked
-        self._asked_of_prompts = asked_of_prompts
-        self._drawn = drawn
-        self._arrival = arrival
-
-    def result(self) -> StepResult:
-        self._arrival.wait()
-        return StepResult(
-            self._drawn.token_ids[: self._num_tokens].tolist(),
-            {asked.row: self._of_token(asked) for asked in self._asked},
-            {asked.row: self._of_prompt(asked) for asked in self._asked_of_prompts},
-        )
-
-    def _of_token(self, asked: Asked) -> TokenLogprobs:
-        drawn, entry = self._drawn, asked.first_entry
-        return TokenLogprobs(
-            drawn.chosen[entry].item(),
-            int(drawn.ranks[entry]),
-            drawn.top_ids[entry, : asked.num_top].tolist(),
-            drawn.top_logprobs[entry, : asked.num_top].tolist(),
-        )
-
-    def _of_prompt(self, asked: Asked) -> PromptLogprobs:
-        entries = slice(asked.first_entry, asked.first_entry + asked.num_entries)
-        drawn, num_top = self._drawn, asked.num_top
-        return packed(
-            asked.start,
-            drawn.chosen[entries].numpy(),
-            drawn.ranks[entries].numpy(),
-            drawn.top_ids[entries, :num_top].numpy(),
-            drawn.top_logprobs[entries, :num_top].numpy(),
-        )
 
 
 class GpuRunner:
     """Owns the rows and all buffers of a step; reads and writes the KV cache through the model.
 
-    Not thread-safe. `never_sampled_ids`: ids that no tokenizer entry has.
+    Not thread-safe. `never_sampled_ids`: ids that no tokenizer entry has. `board` is told of every
+    dispatch and every result.
     """
 
     max_steps_in_flight = 2
@@ -100,6 +56,7 @@ class GpuRunner:
         queue: Queue,
         limits: Limits,
         never_sampled_ids: Iterable[int] = (),
+        board: Board | None = None,
     ) -> None:
         vocab_size = model.config.vocab_size
         max_num_seqs = limits.max_num_seqs
@@ -109,6 +66,7 @@ class GpuRunner:
         self._kv_cache = kv_cache
         self._queue = queue
         self._limits = limits
+        self._board = board
         with torch.inference_mode(), queue.running():
             self._rows = DeviceRows(
                 queue.device,
@@ -132,17 +90,20 @@ class GpuRunner:
     @torch.inference_mode()
     def dispatch(self, batch: StepBatch) -> GpuStep:
         """Queue a step."""
+        if self._board is not None:
+            self._board.tick()
+        failed: dict[int, FailureKind] = {}
         with self._queue.running():
             if batch.new_rows:
-                fill_rows(batch.new_rows, self._rows, self._tables, self._upload)
+                fill_rows(batch.new_rows, self._rows, self._tables, self._upload, failed)
             if batch.masks:
-                send_masks(batch.masks, self._rows, self._tables, self._upload)
+                send_masks(batch.masks, self._rows, self._tables, self._upload, failed)
             for new_blocks in batch.new_blocks:
                 self._rows.write_blocks(new_blocks)
             runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
             if _is_plain_decode(runs):
-                return self._run_graph(runs)
-            return self._run_launches(runs)
+                return self._run_graph(runs, failed)
+            return self._run_launches(runs, failed)
 
     def warm_up(self, seconds: float) -> int:
         """Compile what decode steps need and capture graphs for so long; returns how many there are."""
@@ -176,7 +137,7 @@ class GpuRunner:
         self.dispatch(batch).result()
         self._queue.synchronize()
 
-    def _run_graph(self, runs: Runs) -> GpuStep:
+    def _run_graph(self, runs: Runs, failed: dict[int, FailureKind]) -> GpuStep:
         """One generated token of each row, and one is drawn for each."""
         asked = self._draw.asked(runs)
         kind = self._graphs.kind(
@@ -188,9 +149,9 @@ class GpuRunner:
         table[: len(runs.table)] = runs.table
         self._send(table)
         self._graphs.run(kind)
-        return self._step(runs, asked, [])
+        return self._step(runs, asked, [], failed)
 
-    def _run_launches(self, runs: Runs) -> GpuStep:
+    def _run_launches(self, runs: Runs, failed: dict[int, FailureKind]) -> GpuStep:
         """Any step: prompt rows, replays, rows that draw nothing."""
         asked, prompts = self._draw.asked(runs), []
         table, sampling_rows, sampling_index, *prefills = self._send(
@@ -207,7 +168,7 @@ class GpuRunner:
                 has_logits=self._draw.needs_logits(runs.sampling_rows) or bool(asked),
                 has_logprobs=bool(asked),
             )
-        return self._step(runs, asked, prompts)
+        return self._step(runs, asked, prompts, failed)
 
     def _decode(self, kind: DecodeKind) -> None:
         """The launches of a graph: they find the step's table where every upload begins."""
@@ -236,11 +197,18 @@ class GpuRunner:
         apply_updates(indices, values, self._rows.state)
         return sent
 
-    def _step(self, runs: Runs, asked: list[Asked], prompts: list[Asked]) -> GpuStep:
-        num_tokens = len(runs.sampling_rows)
+    def _step(
+        self,
+        runs: Runs,
+        asked: list[Asked],
+        prompts: list[Asked],
+        failed: dict[int, FailureKind],
+    ) -> GpuStep:
         ends = [entry.first_entry + entry.num_entries for entry in (*asked, *prompts)]
-        drawn, arrival = self._draw.outputs.send(num_tokens, max(ends, default=0))
-        return GpuStep(num_tokens, asked, prompts, drawn, arrival)
+        drawn, arrival = self._draw.outputs.send(len(runs.sampling_rows), max(ends, default=0))
+        return GpuStep(
+            runs.sampling_rows, asked, prompts, drawn, arrival, failed=failed, board=self._board
+        )
 
 
 def _is_plain_decode(runs: Runs) -> bool:

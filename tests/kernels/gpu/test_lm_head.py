@@ -166,7 +166,7 @@ def test_padding_rows_are_left_alone() -> None:
     assert (none == -7).all()
 
 
-def test_no_finite_logit_draws_the_lowest_id_that_may_be() -> None:
+def test_no_finite_logit_gives_the_lowest_id_that_may_be_drawn() -> None:
     hidden, weight = layer(3, 90, 64, torch.bfloat16)
     hidden[0] = float("nan")
     hidden[2] = float("inf")
@@ -174,10 +174,11 @@ def test_no_finite_logit_draws_the_lowest_id_that_may_be() -> None:
     mask[:4] = -np.inf
     rows = make_rows(3, 90, temperature=[1.0, 0.7, 0.0])
     with np.errstate(invalid="ignore"):
-        _, tokens, _ = run(hidden, weight, rows, mask, no_edits(3))
+        _, tokens, after = run(hidden, weight, rows, mask, no_edits(3))
         _, healthy, _ = run(*layer(3, 90, 64, torch.bfloat16), rows, mask, no_edits(3))
-    assert tokens[[0, 2]].tolist() == [4, 4]
+    assert tokens[[0, 2]].tolist() == [-1 - 4, -1 - 4], "marked"
     assert tokens[1] == healthy[1]
+    assert after.token_ids[:, 40].tolist() == [4, healthy[1], 4], "the row itself gets an id"
 
 
 def test_equal_keys_go_to_the_lowest_id_across_tiles() -> None:

@@ -24,16 +24,23 @@ from tests.kernels.sampling_cases import (
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_where_nothing_is_left_it_is_the_lowest_allowed_id(temperature: float) -> None:
-    """The ban of min_tokens, NaN, and the tokenizer's gaps: in this order; row 3 has no mask."""
-    logits = random_logits(5, 5000)
-    logits[1] = np.nan
-    edits = make_edits({20: -np.inf, 4500: -np.inf}, {}, {}, {}, {})
+    """The ban of min_tokens, NaN, the tokenizer's gaps, NaN where a ban leaves something: in this order; two
+    rows have no mask, and one of them NaN and bans. Only what NaN did is marked."""
+    logits = random_logits(7, 5000)
+    logits[[1, 6]] = np.nan
+    logits[3, 4500] = np.inf
+    bans = {20: -np.inf, 4500: -np.inf}
+    edits = make_edits(bans, {}, {}, {20: -np.inf, 30: 5.0}, {}, {}, bans)
     mask = no_mask(5000)
     mask[:10] = -np.inf
-    masks = make_masks(5000, [4500, 20], [8, 9, 4133, 4999], [2, 3], None, [31, 32])
-    rows = make_rows(5, 5000, temperature=temperature)
+    allowed = [4500, 20], [8, 9, 4133, 4999], [2, 3], [20, 4500], None, [31, 32], None
+    masks = make_masks(5000, *allowed)
+    rows = make_rows(7, 5000, temperature=temperature)
     drawn = draw(logits, rows, mask, edits, masks)
-    assert drawn[:3].tolist() == [20, 4133, 10], "the third may draw none: the lowest that there is"
+    assert drawn[:4].tolist() == [20, -1 - 4133, 10, -1 - 20], (
+        "the third has no id that it may draw"
+    )
+    assert drawn[6] == -1 - 10
     assert drawn.tolist() == draw_on_cpu(logits, rows, mask, edits, masks).tolist()
 
 

@@ -237,7 +237,10 @@ def test_what_is_not_finite_is_not_drawn_and_harms_no_other_row(bad: float) -> N
     logits[:] = bad
     mask = no_mask(500)
     mask[:3] = -np.inf
-    assert draw(logits, rows, mask).tolist() == [3] * 6, "the lowest id that may be drawn"
+    device_rows, tables = make_tables(rows, mask, no_edits(6))
+    drawn = run(on_device(logits), row_ids(6), device_rows, tables)
+    assert drawn.tolist() == [-1 - 3] * 6, "not finite: the lowest id that may be drawn, and marked"
+    assert (device_rows.token_ids[:, 40] == 3).all() and (device_rows.num_tokens == 41).all()
     assert draw(logits, rows, np.full(500, -np.inf, np.float32)).tolist() == [0] * 6
 
 

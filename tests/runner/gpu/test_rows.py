@@ -24,6 +24,10 @@ def make_rows() -> DeviceRows:
     return DeviceRows(DEVICE, max_num_seqs=3, max_model_len=20, block_size=8, vocab_size=50)
 
 
+def fill(rows: DeviceRows, new: NewRow) -> None:
+    rows.fill(new, rows.words_of(new), needs_logits=False)
+
+
 def apply(rows: DeviceRows) -> None:
     indices, values = torch.from_numpy(rows.take_changes()).to(DEVICE)
     assert len(set(indices.tolist())) == len(indices)
@@ -32,7 +36,7 @@ def apply(rows: DeviceRows) -> None:
 
 def test_a_filled_row_is_read_through_the_views() -> None:
     rows = make_rows()
-    rows.fill(NewRow(1, [9, 8, 7, 6], 3, 2, PARAMS))
+    fill(rows, NewRow(1, [9, 8, 7, 6], 3, 2, PARAMS))
     rows.write_blocks(NewBlocks(1, 1, [40, 41]))
     apply(rows)
     sampling = rows.sampling
@@ -49,8 +53,8 @@ def test_a_filled_row_is_read_through_the_views() -> None:
 def test_changes_are_taken_once_and_neighbours_are_left_alone() -> None:
     rows = make_rows()
     rows.state.fill_(77)
-    rows.fill(NewRow(0, [1], 1, 0, PARAMS))
-    rows.fill(NewRow(2, list(range(20)), 20, 0, PARAMS))
+    fill(rows, NewRow(0, [1], 1, 0, PARAMS))
+    fill(rows, NewRow(2, list(range(20)), 20, 0, PARAMS))
     apply(rows)
     assert rows.take_changes().shape == (2, 0)
     assert rows.sampling.token_ids[1].tolist() == 20 * [77]
@@ -78,7 +82,21 @@ def test_the_host_knows_which_rows_the_device_leaves_to_the_sampler(
     tables = SamplingTables.allocate(3, torch.zeros(50), DEVICE)
     upload = Upload(EagerQueue() if DEVICE.type == "cpu" else CudaQueue(DEVICE), 4096)
     params = SamplingParams(max_tokens=5, seed=0, temperature=temperature, **filters)  # type: ignore[arg-type]
-    fill_rows([NewRow(1, [9, 8], 2, 0, params)], rows, tables, upload)
+    fill_rows([NewRow(1, [9, 8], 2, 0, params)], rows, tables, upload, {})
     is_left = bool(int(tables.row_flags[1]) & NEEDS_LOGITS.value)
     assert bool(rows.needs_logits[1]) == is_left
     assert is_left == (bool(filters) and temperature > 9.95e-6)
+
+
+def test_a_row_whose_bans_may_leave_no_id_is_left_to_the_sampler() -> None:
+    """Only the sampler looks whether bans or logits are to blame."""
+    rows = make_rows()
+    tables = SamplingTables.allocate(3, torch.zeros(50), DEVICE)
+    upload = Upload(EagerQueue() if DEVICE.type == "cpu" else CudaQueue(DEVICE), 4096)
+    for row, num_ends in ((0, 49), (1, 50)):
+        params = SamplingParams(
+            max_tokens=5, seed=0, min_tokens=2, stop_token_ids=tuple(range(num_ends))
+        )
+        fill_rows([NewRow(row, [9, 8], 2, 0, params)], rows, tables, upload, {})
+    needs_logits = (tables.row_flags & NEEDS_LOGITS.value) != 0
+    assert needs_logits.tolist()[:2] == rows.needs_logits.tolist()[:2] == [False, True]

@@ -10,9 +10,10 @@ import torch
 from server.model.device_kv_cache import FP8
 from server.model.gpu_gpt import GpuGPT
 from server.sequence import SequenceRequest
+from tests.kernels.gpu.device import DEVICE
 from tests.runner import rig as cpu
-from tests.runner.gpu.rig import MAX_NUM_BATCHED_TOKENS, load_tiny, make_rig, make_runner
-from tests.runner.rig import Answer, make_request
+from tests.runner.gpu.rig import load_tiny, make_rig, make_runner
+from tests.runner.rig import Answer, cut, make_request, rest
 from tests.tiny_model import write_tiny_model
 
 PARAMS = (
@@ -103,6 +104,33 @@ def test_with_a_prefix_hit(
     assert all(rig.num_cached_tokens[request.seq_id] > 0 for request in requests[3:])
 
 
+def test_after_a_restart(
+    model: GpuGPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    """Each cut elsewhere, all in one step: its decode rows read what the step itself has written."""
+    cuts = [1 + i % 3 for i in range(len(requests))]
+    found = make_rig(model).run([cut(*each) for each in zip(requests, alone, cuts, strict=True)])
+    assert found == [rest(*each) for each in zip(alone, cuts, strict=True)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no CUDA device")
+def test_after_a_restart_at_a_real_width(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Wide tiles, several splits of a row, and replays of more rows than one decode launch takes."""
+    directory = tmp_path_factory.mktemp("wide")
+    write_tiny_model(directory, n_embd=512)
+    model = load_tiny(directory, torch.bfloat16)
+    requests = [
+        make_request(i, 1 + 7 * i % 40, max_tokens=40, **PARAMS[i % len(PARAMS)]) for i in range(20)
+    ]
+    alone = [make_rig(model).run_alone(request) for request in requests]
+    assert make_rig(model, num_blocks=240).run(requests) == alone
+    for cuts in (range(1, 21), range(39, 19, -1)):
+        replays = [cut(*each) for each in zip(requests, alone, cuts, strict=True)]
+        expected = [rest(*each) for each in zip(alone, cuts, strict=True)]
+        assert make_rig(model, num_blocks=240).run(replays) == expected
+
+
 def test_in_bfloat16_and_with_an_fp8_cache(model_dir: Path) -> None:
     """Near the fp32 answer, the same in a batch, and an fp8 cache is really another."""
     model = load_tiny(model_dir, torch.bfloat16)
@@ -120,9 +148,9 @@ def test_in_bfloat16_and_with_an_fp8_cache(model_dir: Path) -> None:
 def test_the_largest_step_and_graphs_leave_a_runner_that_works(
     model: GpuGPT, requests: list[SequenceRequest], alone: list[Answer]
 ) -> None:
-    runner = make_runner(model, max_num_seqs=2)
-    runner.profile(MAX_NUM_BATCHED_TOKENS)
+    runner = make_runner(model, max_num_seqs=2, max_num_batched_tokens=16)
+    runner.profile(16)
     assert runner.warm_up(0) == 1
-    rig = make_rig(model, max_num_seqs=2)
+    rig = make_rig(model, max_num_seqs=2, max_num_batched_tokens=16)
     rig.engine._runner = runner  # type: ignore[assignment]
     assert rig.run_alone(requests[2]) == alone[2]

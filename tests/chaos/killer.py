@@ -1,0 +1,118 @@
+"""Ends the engine of a running server at random moments, and knows what must be true of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import psutil
+
+from tests.serving import Server
+from tests.waiting import exists, is_alive, wait_for
+
+START_S = 60.0  # on a machine with other work
+_MAX_BARREN = 3  # deaths in a row without a completed step; the budget is 5
+_GENERATED = "vllm:generation_tokens_total"
+
+
+class Killer:
+    """Kills `engine 0`: `num_killed` by SIGKILL, `num_stopped` by SIGSTOP, which the watchdog ends."""
+
+    def __init__(self, server: Server, rng: random.Random, max_wait_s: float) -> None:
+        self._server = server
+        self._rng = rng
+        self._max_wait_s = max_wait_s
+        self._num_barren = 0
+        self._seen: set[int] = set()  # every process that was below the supervisor
+        self.num_killed = self.num_stopped = 0
+
+    @property
+    def num_deaths(self) -> int:
+        return self.num_killed + self.num_stopped
+
+    def strike(self) -> None:
+        """End the engine once, or twice within a moment."""
+        kind = self._rng.choices(("running", "stopped", "starting", "twice"), (6, 1, 1, 1))[0]
+        if kind == "starting":
+            self._kill_in_start(self._rng.uniform(0, 2.0))
+            return
+        self._await_ready()
+        time.sleep(self._rng.uniform(0, self._max_wait_s))
+        if self._num_barren >= _MAX_BARREN:
+            self._await_step()
+        if kind == "stopped":
+            self._stop()
+        else:
+            self._kill(self.engine_pid())
+        if kind == "twice":
+            self._kill_in_start(self._rng.uniform(0, 0.1))
+
+    def _kill_in_start(self, after_s: float) -> None:
+        """`after_s` behind the appearance of its process, or of the one that runs."""
+        if self._num_barren >= _MAX_BARREN:
+            self._await_ready()
+            self._await_step()
+        pid = self.engine_pid()
+        time.sleep(after_s)
+        self._kill(pid)
+
+    def engine_pid(self) -> int:
+        """Also of one that has not set its title yet."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [
+                child.pid
+                for child in psutil.Process(self._server.process.pid).children()
+                if "engine 0" in _command(child) and is_alive(child.pid)
+            ]
+            return bool(found)
+
+        wait_for(is_there, "there is an engine process", START_S)
+        return found[0]
+
+    def _kill(self, pid: int) -> None:
+        self._note_processes()
+        os.kill(pid, signal.SIGKILL)
+        self.num_killed += 1
+        self._await_end(pid)
+
+    def _stop(self) -> None:
+        self._note_processes()
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        self.num_stopped += 1
+        self._await_end(pid)
+
+    def _await_end(self, pid: int) -> None:
+        wait_for(lambda: not exists(pid), "the engine is gone and reaped", START_S)
+        self._num_barren += 1
+
+    def _await_ready(self) -> None:
+        wait_for(self._server.is_answering, "the engine is back", START_S)
+
+    def _await_step(self) -> None:
+        """Of the engine that is connected now."""
+        before = self._server.metric(_GENERATED)
+        wait_for(lambda: self._server.metric(_GENERATED) > before, "a step was completed", START_S)
+        self._num_barren = 0
+
+    def settle(self) -> None:
+        self._await_ready()
+        self._note_processes()
+
+    def _note_processes(self) -> None:
+        self._seen.update(self._server.all_pids())
+
+    def left_over(self) -> list[int]:
+        """Processes that live although nothing should."""
+        return [pid for pid in self._seen if exists(pid)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""

@@ -34,6 +34,11 @@ class Asked:
     is_impatient: bool = False
     key_name: str = "key"
 
+    def __str__(self) -> str:
+        plan = self.plan
+        fields = plan.request.model_dump(exclude_none=True, exclude={"prompt"})
+        return f"{plan.prompts[0]} {plan.params} {plan.grammar} {fields}"
+
     @property
     def is_poison(self) -> bool:
         """Whether it can stop an engine. Not every choice lives long enough."""

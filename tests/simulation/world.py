@@ -138,7 +138,7 @@ class World:
         )
         if self.never_gets_on:
             engine.device.doom = "dispatch"
-        elif not self.is_calm and self.rng.random() < 0.05:
+        elif self._is_fair() and self.rng.random() < 0.05:
             engine.device.doom = self.rng.choice(("dispatch", "result"))  # while it replays
         return engine
 
@@ -165,9 +165,8 @@ class World:
     def _on_step(self, engine: EngineProcess) -> None:
         self.num_steps += 1
         check_step(engine, self.num_steps)
-        is_fair = self.supervisor.policy._num_barren <= 1 and not self.never_gets_on
         has_trial = any(api.book._trial is not None for api in self.apis)
-        if has_trial and is_fair and not self.is_calm and self.rng.random() < 0.1:
+        if has_trial and self._is_fair() and self.rng.random() < 0.1:
             self._kill()  # nobody is to be blamed for that
 
     def _new_api(self) -> ApiProcess:
@@ -210,9 +209,9 @@ class World:
         run = api.start(asked.plan)
         if run is None:
             assert asked.is_poison, "an innocent request is refused"
-            self.note("refused", asked.plan.params)
+            self.note("refused", asked)
             return
-        self.note(asked.kind, asked.plan)
+        self.note(asked.kind, asked)
         args = (self.clock, self.rng, api, asked, run)
         if asked.kind == "plain":
             self.clients.append(PlainClient(*args))
@@ -231,8 +230,8 @@ class World:
         if self.is_calm:
             return
         self.clock.after(2 * self.rates.fault_s * self.rng.random(), self._fault)
-        if self.never_gets_on or self.supervisor.policy._num_barren > 1:
-            return  # too much at once is a reason to give up
+        if not self._is_fair():
+            return
         what = self.rng.choice(self.rates.faults)
         engine = self.supervisor.engine
         if what == "api crash":
@@ -270,6 +269,11 @@ class World:
         has_blamed = any(seq.num_deaths for book in books for seq in book.open.values())
         if not has_suspects and not has_blamed:
             engine.device.doom, engine.device.is_own_doom = "result", True
+
+    def _is_fair(self) -> bool:
+        """Too much at once, with no step in between, is a reason to give up."""
+        is_quiet = self.is_calm or self.never_gets_on
+        return not is_quiet and self.supervisor.policy._num_barren <= 1
 
     def _crash_api(self) -> None:
         index = self.rng.randrange(len(self.apis))

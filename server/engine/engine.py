@@ -194,10 +194,12 @@ class Engine:
         self._failures.append((seq.owner, SequenceFailure(seq.seq_id, kind)))
 
     def _fail_tainted(self, seq: SequenceState, kind: FailureKind) -> None:
-        """What its blocks hold may be wrong, so they go with it."""
+        """What its blocks hold may be wrong, so they go with it, also if it ended meanwhile."""
         if not seq.has_ended:
             _log.error("a sequence failed in a step: %s", kind)
             self._fail(seq, kind)
+        if not seq.is_tainted:
+            seq.is_tainted = True
             self._scheduler.blocks.discard(seq)
 
     def _fail_rows(self, step: ScheduledStep, failed: dict[int, FailureKind]) -> None:

@@ -48,6 +48,7 @@ class SequenceState:
     is_gated: bool = False  # `allowed` depends on the ids before, all of them
     is_ready: bool = True  # False: `allowed` waits for the last token, or for its grammar
     has_ended: bool = False  # finished or aborted: what still arrives for it is dropped
+    is_tainted: bool = False  # it failed in a step, and nobody finds its blocks any more
 
     @classmethod
     def from_request(

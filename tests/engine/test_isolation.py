@@ -112,6 +112,23 @@ class DrawsNonsense(FakeDevice):
             result.token_ids[-1] = self.token_id
 
 
+def test_who_is_aborted_before_its_failure_is_known_leaves_no_block_behind() -> None:
+    rig = Rig(SIZE.with_depth(2), Parts(device=FailingDevice))
+    rig.submit(request(0, LONG, max_tokens=30))
+    rig.steps(5)
+    rig.doom(0)
+    rig.steps(1)  # the step that fails is on its way
+    assert rig.text(0).failure is None
+    rig.abort(0)
+    rig.steps(2)
+    assert found_again(rig, rig.requests[0, 0], 20) == 0
+    rig.submit(request(1, LONG, max_tokens=3))
+    rig.run()
+    assert rig.scheduler.num_cache_hits == 0
+    assert rig.differing() == []
+
+
+
 @DEPTHS
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 2**40])
 def test_an_id_that_is_none_is_a_failure_of_its_sequence(

@@ -112,27 +112,38 @@ class Child:
         why = self.policy.stall(self.spec.board.read(), now)
         if why:
             self.policy.on_kill(why, was_stopped=_is_stopped(self.process.pid))
-            self.process.kill()
+            self._send(signal.SIGKILL)
         return why
 
     def terminate(self, now: float) -> None:
         if self.process is not None and self.kill_at is None:
-            self.process.terminate()
+            self._send(signal.SIGTERM)
             self.kill_at = now + self.spec.stop_s
 
     def end_at_once(self, now: float, within_s: float) -> None:
         """Also if it was told to end already, and takes its time."""
         if self.process is not None and not self.is_hurried:
             self.is_hurried = True
-            # before it is ready it may have no handler for it yet
-            self.process.send_signal(self.spec.at_once if self.is_ready else signal.SIGTERM)
+            if not self.is_ready:
+                self._send(signal.SIGTERM)  # ends it where it has no handlers yet, without a word
+            self._send(self.spec.at_once)
             within_s = min(within_s, self.spec.stop_s)
             self.kill_at = min(now + within_s, self.kill_at or math.inf)
 
     def kill(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            self._send(signal.SIGKILL)
             self.kill_at = math.inf
+
+    def is_orderly_end(self, exit_code: int) -> bool:
+        """As it was told to."""
+        return self.kill_at == math.inf or exit_code in (0, -signal.SIGTERM, -self.spec.at_once)
+
+    def _send(self, number: signal.Signals) -> None:
+        """Popen's own would reap one that is dead already: whoever waits for all would not hear of it. Until
+        then its number is nobody else's."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
 
     def bury(self, exit_code: int, now: float) -> None:
         """It has been waited for: what it still said, and what is left of it."""

@@ -147,12 +147,12 @@ class Supervisor:
         assert child.link is not None
         with contextlib.suppress(KeyError):  # its end of file may have come first
             self._selector.unregister(child.link)
-        kill_at, now = child.kill_at, time.monotonic()
+        now = time.monotonic()
+        was_told_to_end, is_orderly = child.kill_at is not None, child.is_orderly_end(exit_code)
         child.bury(exit_code, now)
         seen = None if child.spec.board is None else child.spec.board.read()
         what = child.policy.on_death(exit_code, child.last_words.get("fault"), seen, now)
-        if kill_at is not None:
-            is_orderly = kill_at == math.inf or exit_code in (0, -signal.SIGTERM)
+        if was_told_to_end:
             if not is_orderly and not self._cause:
                 self._exit_status, self._cause = 1, f"{child.spec.name} {what.cause}"
         elif "error" in child.last_words:

@@ -200,6 +200,15 @@ def test_a_second_sigterm_ends_at_once_unless_it_is_the_first_one_again(
     assert stderr.splitlines()[-1] == "SIGTERM: stopping at once"
 
 
+def test_one_that_is_not_ready_is_told_to_end_at_once(supervised, tmp_path) -> None:
+    """An api that waits for its first engine, and clients wait in it."""
+    it = start(supervised, tmp_path, "waiter")
+    wait_for(lambda: pids_in(tmp_path / "waiter.waiting"), "it has its handlers")
+    status, stderr = it.end(signal.SIGINT)
+    assert status == 0
+    assert stderr.splitlines()[-1] == "SIGINT: stopping"
+
+
 def test_when_one_is_given_up_the_others_end_at_once(supervised, tmp_path) -> None:
     status, stderr = start(supervised, tmp_path, "short-lived", "finisher").outcome()
     assert status == 1

@@ -138,6 +138,19 @@ def test_what_slow_readers_fill_is_not_looked_through_for_every_event() -> None:
     assert calls != []
 
 
+def test_each_costs_what_holds_it_too() -> None:
+    """Many short replies take more memory than their bytes."""
+    kept = KeptRuns(1600, bytes_each=100)
+    things = [Thing(1, left_at=float(i)) for i in range(16)]
+    for thing in things:
+        kept.add(thing, "")
+    assert kept.num_bytes <= 1600
+    assert [thing.num_drops for thing in things[:2]] == [1, 0]
+    for thing in things:
+        kept.remove(thing)
+    assert kept.num_bytes == 0
+
+
 def test_a_thing_that_is_removed_is_dropped_once() -> None:
     kept, gone = KeptRuns(100), []
     thing = Thing(50)

@@ -147,7 +147,7 @@ def test_what_has_got_on_may_be_wrong_again() -> None:
         rig.output(0, num_emitted, num_emitted)
 
 
-def test_so_does_a_gap_in_prompt_logprobs() -> None:
+def test_so_does_a_gap_in_prompt_logprobs_but_not_for_ever() -> None:
     rig = BookRig()
     generation = rig.add(prompt=[1, 2, 3, 4], prompt_logprobs=1)
 
@@ -155,8 +155,14 @@ def test_so_does_a_gap_in_prompt_logprobs() -> None:
         raise ValueError("a gap")
 
     generation.read_prompts_by(reader)
-    with pytest.raises(ProtocolError):
-        rig.prompt_chunk(packed_logprobs(0, [3, 4], 2, 1))
+    for _ in range(MAX_FAULTS - 1):
+        with pytest.raises(ProtocolError):
+            rig.prompt_chunk(packed_logprobs(0, [3, 4], 2, 1))
+        rig.reconnect()
+        rig.frames()
+    rig.prompt_chunk(packed_logprobs(0, [3, 4], 2, 1))
+    assert generation.failed == {0: "internal"}
+    assert rig.due() == ["abort 0"]
 
 
 def test_what_nobody_wants_is_aborted_where_it_runs() -> None:

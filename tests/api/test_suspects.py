@@ -136,6 +136,19 @@ def test_its_whole_request_fails_at_once_and_its_like_too() -> None:
     assert rig.book.num_given_up == 2
 
 
+def test_its_like_need_not_have_been_in_any_death() -> None:
+    """They wait behind it: each batch of them would kill as often again, and the server would give up."""
+    rig = BookRig()
+    rig.add(prompt=[6])
+    like = [rig.add(prompt=[6], seed=seed, n=2) for seed in range(2, 4)]
+    other = rig.add()
+    for _ in range(3):
+        rig.frames()
+        rig.die(0)
+    assert [each.failed for each in like] == [{0: "engine_crash"}] * 2
+    assert list(rig.book.open) == [other.first_seq_id]
+
+
 def test_who_is_never_alone_is_given_up_before_the_server_ends_but_not_in_quarantine() -> None:
     rig = BookRig()
     generation = rig.add()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ class Killer:
         self._rng = rng
         self._max_wait_s = max_wait_s
         self._num_barren = 0
-        self._seen: set[int] = set()  # every process that was below the supervisor
+        self._seen: set[psutil.Process] = set()  # every process that was below the supervisor
         self.num_killed = self.num_stopped = 0
 
     @property
@@ -104,11 +105,13 @@ class Killer:
         self._note_processes()
 
     def _note_processes(self) -> None:
-        self._seen.update(self._server.all_pids())
+        for pid in self._server.all_pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._seen.add(psutil.Process(pid))
 
-    def left_over(self) -> list[int]:
-        """Processes that live although nothing should."""
-        return [pid for pid in self._seen if exists(pid)]
+    def left_over(self) -> list[str]:
+        """Processes that live although nothing should. A number may be another process's by now."""
+        return [_command(each) or str(each) for each in self._seen if each.is_running()]
 
 
 def _command(process: psutil.Process) -> str:

@@ -30,7 +30,7 @@ def main() -> None:
         sys.exit(1)
     if name in ("stubborn", "deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if name == "finisher":
+    if name in ("finisher", "waiter"):
         signal.signal(signal.SIGTERM, lambda *_: note(log.with_suffix(".finishing"), os.getpid()))
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     if name == "orphan-maker":
@@ -40,6 +40,9 @@ def main() -> None:
         argv = [sys.executable, "-c", _DIE_WITH_PARENT, str(log)]
         child = subprocess.Popen(argv, stdout=subprocess.PIPE)
         assert child.stdout is not None and child.stdout.readline()
+    if name == "waiter":  # for others, and so it is not ready
+        note(log.with_suffix(".waiting"), os.getpid())
+        time.sleep(60)
     lifeline.ready()
     note(log.with_suffix(".ready"), os.getpid())
     if name == "short-lived":

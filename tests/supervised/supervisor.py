@@ -16,6 +16,7 @@ _WITH_BOARDS = ("stuck", "stopped", "compiling", "aborts", "steps")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "deaf": {"stop_s": 60.0},
     "finisher": {"stop_s": 60.0, "at_once": signal.SIGINT},
+    "waiter": {"stop_s": 60.0, "at_once": signal.SIGINT},
     "short-lived": {"stable_s": 10.0},
 }
 

@@ -129,8 +129,8 @@ class EngineClient:
         planned for, and RequestError for what has killed engines.
         """
         now_s = time.monotonic()
-        # all choices of a prompt are alike to the quarantine
-        if any(self._quarantine.holds(each, now_s) for each in requests if each.choice == 0):
+        # The choices of a prompt are alike to it, but for the first one's prompt logprobs.
+        if any(self._quarantine.holds(each, now_s) for each in requests if each.choice < 2):
             self.num_refused += 1
             raise failure_error("engine_crash")
         await self._wait_until(lambda: not self._link.is_full)

@@ -35,9 +35,13 @@ class Turn:
         self._readers.append(reader)
 
     def _run(self) -> None:
-        readers, self._readers = self._readers, []
-        for reader in readers:
-            reader()
+        readers, self._readers = iter(self._readers), []
+        try:
+            for reader in readers:
+                reader()
+        finally:
+            for reader in readers:  # behind one that raised: no other request may wait for ever for it
+                self.add(reader)
 
 
 class Generation:

@@ -21,14 +21,17 @@ class Quarantine:
         self._until: dict[bytes, float] = {}  # in order of entry
 
     def add(self, request: SequenceRequest, now_s: float) -> None:
-        self._until[_fingerprint(request)] = now_s + HOLD_S
-        while len(self._until) > MAX_HELD:
+        fingerprint = _fingerprint(request)
+        self._until.pop(fingerprint, None)  # else it would keep its old place
+        self._until[fingerprint] = now_s + HOLD_S
+        if len(self._until) > MAX_HELD:
             del self._until[next(iter(self._until))]
 
     def holds(self, request: SequenceRequest, now_s: float) -> bool:
-        if not self._until:  # nearly always: a long prompt is not hashed for nothing
-            return False
-        return self._until.get(_fingerprint(request), now_s) > now_s
+        while self._until and next(iter(self._until.values())) <= now_s:
+            del self._until[next(iter(self._until))]
+        # nearly always empty: a long prompt is not hashed for nothing
+        return bool(self._until) and _fingerprint(request) in self._until
 
 
 def _fingerprint(request: SequenceRequest) -> bytes:

@@ -147,11 +147,12 @@ class SequenceBook:
                     self._give_up(seq_id)
 
     def _convict(self, seq_id: int, now_s: float) -> None:
-        """What is like it would only kill again: a request that was sent several times, too."""
+        """What is like it would only kill again, also if it was not in any death yet: a request that was
+        sent many times would kill as often as there are batches of it."""
         self._quarantine.add(self.open[seq_id].request, now_s)
         self._give_up(seq_id)
         for other, seq in list(self.open.items()):
-            if seq.num_deaths and self._quarantine.holds(seq.request, now_s) and other in self.open:
+            if other in self.open and self._quarantine.holds(seq.request, now_s):
                 self._give_up(other)
 
     def _give_up(self, seq_id: int) -> None:
@@ -166,7 +167,7 @@ class SequenceBook:
         sequences, has_deaths = self.open, self._has_deaths
         for chunk in frame.prompt_logprobs:
             if (seq := sequences.get(chunk.seq_id)) is not None:
-                _deliver_prompt(seq, chunk)
+                self._deliver_prompt(seq, chunk)
         for output in frame.outputs:
             seq = sequences.get(output.seq_id)
             if seq is None:
@@ -185,6 +186,12 @@ class SequenceBook:
                 self._acquit(output.seq_id, seq)
         for failure in frame.failures:
             self._fail(failure)
+
+    def _deliver_prompt(self, seq: OpenSequence, chunk: PromptLogprobs) -> None:
+        try:
+            seq.generation.deliver_prompt(chunk)
+        except ValueError:
+            self._fault(seq, "The engine left out prompt logprobs.")
 
     def _refuse(self, output: SequenceOutput) -> None:
         """It was aborted while this step was running; or it is over, and a Submit of it came twice."""
@@ -264,13 +271,6 @@ class SequenceBook:
         self.remove(list(self.open))
         for seq in lost:
             seq.generation.fail(error)
-
-
-def _deliver_prompt(seq: OpenSequence, chunk: PromptLogprobs) -> None:
-    try:
-        seq.generation.deliver_prompt(chunk)
-    except ValueError:
-        raise ProtocolError("The engine left out prompt logprobs.") from None
 
 
 def _submission(seq: OpenSequence) -> SequenceRequest:

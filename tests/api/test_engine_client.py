@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -204,6 +205,20 @@ def test_what_was_planned_for_another_engine_is_not_submitted() -> None:
             error = await error_of(client.submit([request(0, [1], 0)], other))
             assert isinstance(error, EngineGoneError)
         assert client.num_open == 1
+
+    with_client(lambda _: [], main)
+
+
+def test_what_killed_engines_is_refused_whichever_of_its_choices_did() -> None:
+    async def main(_: FakeEngine, client: EngineClient) -> None:
+        first = replace(request(0, [1], 0), params=replace(PARAMS, prompt_logprobs=1))
+        second, other = request(1, [1], 1), request(0, [2], 0)
+        client._quarantine.add(second, client.heard_at)
+        error = await error_of(client.submit([first, second]))
+        assert isinstance(error, RequestError)
+        assert (error.status, error.code) == (500, "engine_crash")
+        await client.submit([other])
+        assert client.num_open == client.num_refused == 1
 
     with_client(lambda _: [], main)
 

@@ -16,7 +16,6 @@ from server.api.request.long_work import off_loop
 from server.errors import EngineGoneError, RequestError
 
 HEADER = "Idempotency-Key"
-MAX_ENTRIES = 10_000
 _OFF_LOOP_BYTES = 1 << 16
 # bare, or as the IETF's draft has it (draft-ietf-httpapi-idempotency-key-header): a String of RFC 9651
 _BARE = re.compile(r"[!#-~][ -~]*")
@@ -30,10 +29,6 @@ class Entry:
         self.digest = digest
         self._forget = forget
         self._started: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
-
-    @property
-    def is_complete(self) -> bool:
-        return self._started.done() and self._started.result().is_complete
 
     def start(self, kept: Kept) -> None:
         """There is a run: repeats read what `kept` holds of it."""
@@ -65,11 +60,11 @@ class Entry:
 
 
 class Idempotency:
-    """The entries by the name of the API key and the header's value."""
+    """The entries by the name of the API key and the header's value. Each is of a request that is being
+    prepared, or of a run that is kept: what bounds these bounds them."""
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
-        self._max_entries = max_entries
-        self._entries: dict[tuple[str, str], Entry] = {}  # the oldest first
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -82,7 +77,6 @@ class Idempotency:
         name = (key_name, value)
         entry = self._entries.get(name)
         if entry is None:
-            self._make_room()
             entry = Entry(digest, lambda ended: self._forget(name, ended))
             self._entries[name] = entry
             return entry, True
@@ -98,13 +92,6 @@ class Idempotency:
     def _forget(self, name: tuple[str, str], entry: Entry) -> None:
         if self._entries.get(name) is entry:  # else a later one has the name
             del self._entries[name]
-
-    def _make_room(self) -> None:
-        """The oldest that has ended goes. Those that run are bounded by what the server takes on."""
-        if len(self._entries) >= self._max_entries:
-            ended = (name for name, entry in self._entries.items() if entry.is_complete)
-            if (oldest := next(ended, None)) is not None:
-                del self._entries[oldest]
 
 
 def idempotency_value(values: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ class Kept(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Held in memory."""
+        """Held in memory for readers."""
 
     @property
     def has_reader(self) -> bool: ...
@@ -27,9 +27,6 @@ class Kept(Protocol):
     @property
     def left_at(self) -> float:
         """When it last lost its reader, or was made."""
-
-    @property
-    def is_complete(self) -> bool: ...
 
     def drop(self) -> None:
         """The run ends, everything is let go of, readers are cut."""
@@ -50,8 +47,10 @@ class KeptRuns:
     """Those without a reader go first, by when they lost it; then what readers have had already. Where
     slow readers alone fill it, it is full: their streams wait."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, bytes_each: int = 0) -> None:
+        """`bytes_each`: what a kept run costs beside what it holds for readers."""
         self.max_bytes = max_bytes
+        self._bytes_each = bytes_each
         self.num_bytes = 0
         self._entries: dict[Kept, _Entry] = {}  # the oldest first
         self._streams: dict[str, ResumableStream] = {}
@@ -91,7 +90,7 @@ class KeptRuns:
         entry = self._entries.get(kept)
         if entry is None:
             return
-        num_bytes = kept.num_bytes
+        num_bytes = kept.num_bytes + self._bytes_each
         self.num_bytes += num_bytes - entry.num_bytes
         entry.num_bytes = num_bytes
         if self.num_bytes > self._shed_above:
@@ -115,8 +114,6 @@ class KeptRuns:
         for kept in list(self._entries):
             if not kept.has_reader and now - kept.left_at >= EXPIRY_S:
                 self.remove(kept)
-            else:
-                self.update(kept)
         self._shed_above = self.max_bytes
         if self.is_full:
             self._shed()

@@ -16,7 +16,7 @@ _RECV_BYTES = 1 << 18
 
 
 class Line:
-    """Read by one thread, written by any."""
+    """Read by one thread, written by any. The engine's end ends this process."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -26,12 +26,14 @@ class Line:
         self._is_sending = threading.Lock()
 
     def receive(self, *, is_waiting: bool) -> list[ToHelper]:
-        """The frames that have arrived; waits for the first bytes if told to. The engine's end ends this
-        process."""
+        """The frames that have arrived; waits for the first bytes if told to."""
         frames: list[ToHelper] = []
         while is_waiting or select.select([self._socket], [], [], 0)[0]:
             is_waiting = False
-            data = self._socket.recv(_RECV_BYTES)
+            try:
+                data = self._socket.recv(_RECV_BYTES)
+            except ConnectionError:  # it was killed before it read all that we sent
+                data = b""
             if not data:
                 os._exit(0)
             frames += [self._decoder.decode(payload) for payload in self._reader.feed(data)]
@@ -39,4 +41,7 @@ class Line:
 
     def send(self, frame: FromHelper) -> None:
         with self._is_sending:
-            self._socket.sendall(with_header(self._encoder.encode(frame)))
+            try:
+                self._socket.sendall(with_header(self._encoder.encode(frame)))
+            except ConnectionError:
+                os._exit(0)

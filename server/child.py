@@ -58,6 +58,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     link: ChildLink | None = None
     is_ready: bool = False
+    has_been_ready: bool = False  # in some life
     restart_at: float | None = None
     kill_at: float | None = None  # set once it was told to end
     is_hurried: bool = False  # was told to end at once
@@ -69,28 +70,34 @@ class Child:
         return cls(spec, policy)
 
     def spawn(self) -> ChildLink:
+        """Raises OSError where no process can be had."""
         life = self.policy.on_spawn()
         link = ChildLink()
-        child_fd = link.child_end.fileno()
-        fds = [child_fd, *self.spec.fds]
+        fds = [link.child_end.fileno(), *self.spec.fds]
         told = {**self.spec.told, "life": life}
         if self.spec.board is not None:
             self.spec.board.begin_life(life)
             fds.append(self.spec.board.fd)
             told["board_fd"] = self.spec.board.fd
-        argv = [*self.spec.argv, str(child_fd), str(os.getpid()), ":".join(sys.path)]
+        try:
+            self.process = self._start(link.child_end.fileno(), fds)
+        except OSError:
+            link.abandon()
+            raise
+        link.tell(with_deaths(told, self.policy.deaths))
+        self.link, self.restart_at, self.is_ready, self.last_words = link, None, False, {}
+        return link
+
+    def _start(self, child_fd: int, fds: list[int]) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which ends the
         # children in order.
-        self.process = subprocess.Popen(
-            argv,
+        return subprocess.Popen(
+            [*self.spec.argv, str(child_fd), str(os.getpid()), ":".join(sys.path)],
             env=self.spec.env,
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
             start_new_session=True,
         )
-        link.tell(with_deaths(told, self.policy.deaths))
-        self.link, self.restart_at, self.is_ready, self.last_words = link, None, False, {}
-        return link
 
     def listen(self, now: float) -> bool:
         """Take in what the child said; False when it will say no more."""
@@ -99,7 +106,7 @@ class Child:
         messages, is_open = self.link.drain()
         for message in messages:
             if "ready" in message:
-                self.is_ready = True
+                self.is_ready = self.has_been_ready = True
                 self.policy.on_ready(now)
             else:
                 self.last_words = message
@@ -134,6 +141,12 @@ class Child:
         if self.process is not None:
             self._send(signal.SIGKILL)
             self.kill_at = math.inf
+
+    @property
+    def mistake(self) -> str:
+        """An operator's, for which it died, else "". No longer once it has started with the same flags: then
+        the machine has changed (short of memory, say), and may change back."""
+        return "" if self.has_been_ready else self.last_words.get("error", "")
 
     def is_orderly_end(self, exit_code: int) -> bool:
         """As it was told to."""

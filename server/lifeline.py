@@ -3,7 +3,7 @@
 supervisor -> child   one JSON line: what the child is told; then nothing. Its end of file means that
                       the supervisor is gone
 child -> supervisor   JSON lines: {"ready": true}, or why it is about to end: {"error": sentence} (an
-                      operator's mistake, not worth a restart) or {"fault": cause} (worth one)
+                      operator's mistake; in a first start not worth another) or {"fault": cause}
 """
 
 from __future__ import annotations
@@ -102,6 +102,11 @@ class ChildLink:
             is_open = False
         *lines, self._received = self._received.split(b"\n")
         return [json.loads(line) for line in lines], is_open
+
+    def abandon(self) -> None:
+        """There is no child."""
+        self.child_end.close()
+        self.close()
 
     def close(self) -> None:
         self._socket.close()

@@ -23,7 +23,15 @@ _MAX_BACKOFF_S = 5.0
 # Raised by what a process does itself. SIGKILL and SIGTERM come from outside, also those of an
 # out-of-memory killer: it takes the largest, not the guilty.
 _OWN_SIGNALS = frozenset(
-    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    {
+        signal.SIGSEGV,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGTRAP,  # what a compiler's trap is on arm64
+        signal.SIGSYS,
+    }
 )
 
 
@@ -47,7 +55,7 @@ class RestartPolicy:
     life: int = 0  # of the process that runs, from 1
     deaths: list[Death] = field(default_factory=list)  # the last ones
     _num_barren: int = 0  # deaths with nothing completed in between
-    _were_alone: set[int] = field(default_factory=set)  # sequences, in one of these
+    _suspects: set[int] = field(default_factory=set)  # sequences in these, not tried alone since
     _ready_s: float | None = None
     _stalled: tuple[float, float] | None = None  # progress and time of the first look that saw it
     _looked_s: float | None = None
@@ -101,8 +109,8 @@ class RestartPolicy:
         self.deaths = [*self.deaths, death][-MAX_REMEMBERED:]
         if self._has_got_on(seen, now_s):
             self._num_barren = 0
-            self._were_alone.clear()
-        if self._num_barren == 0 or not self._is_of_one_sequence(death):
+            self._suspects.clear()
+        if not self._is_trial(death):
             self._num_barren += 1
         if self._num_barren >= MAX_DEATHS:
             return GiveUp(
@@ -114,17 +122,20 @@ class RestartPolicy:
     def _has_got_on(self, seen: Snapshot | None, now_s: float) -> bool:
         if seen is not None and seen.num_steps:
             return True
-        return self._ready_s is not None and now_s - self._ready_s >= self.stable_s
+        # A stall is no life: an engine that hangs in its first step never gets on.
+        until_s = seen.progress_s if self._killed_for and seen is not None else now_s
+        return self._ready_s is not None and until_s - self._ready_s >= self.stable_s
 
-    def _is_of_one_sequence(self, death: Death) -> bool:
+    def _is_trial(self, death: Death) -> bool:
         """A request that has killed others is tried alone, and given up if it kills again. However many such
         requests there are, the budget is not spent on them; but only once on each, lest it go on for ever."""
-        if not death.is_own or len(death.suspects) != 1:
-            return False
-        _, seq_id = death.suspects[0]
-        is_first = seq_id not in self._were_alone
-        self._were_alone.add(seq_id)
-        return is_first
+        suspects = {seq_id for _, seq_id in death.suspects} if death.is_own else set()
+        is_trial = len(death.suspects) == 1 and not suspects.isdisjoint(self._suspects)
+        if is_trial:
+            self._suspects -= suspects
+        else:
+            self._suspects |= suspects
+        return is_trial
 
     def _is_own(self, exit_code: int) -> bool:
         if self._killed_for:
@@ -135,7 +146,7 @@ class RestartPolicy:
 def _cause(exit_code: int, fault: str | None) -> str:
     """For a log line."""
     if fault:
-        return f"failed: {fault}"
+        return f"failed: {fault.rstrip('.')}"
     if exit_code >= 0:
         return f"ended with status {exit_code}"
     hint = " (out of memory?)" if exit_code == -signal.SIGKILL else ""

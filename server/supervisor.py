@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from server.child import Child, ChildSpec
 from server.lifeline import adopt_orphans
-from server.restart_policy import GiveUp
+from server.restart_policy import GiveUp, Restart
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,11 @@ class Supervisor:
         return None if soonest == math.inf else max(soonest - now, 0.0)
 
     def _spawn(self, child: Child) -> None:
-        self._selector.register(child.spawn(), selectors.EVENT_READ, child)
+        try:
+            self._selector.register(child.spawn(), selectors.EVENT_READ, child)
+        except OSError as error:
+            fault = f"it could not be spawned: {error.strerror}"
+            self._restart(child, child.policy.on_death(0, fault, None, time.monotonic()))
 
     def _take_signals(self) -> None:
         for number in sorted(set(self._signals.recv(4096)) - {signal.SIGCHLD}):
@@ -151,13 +155,18 @@ class Supervisor:
         was_told_to_end, is_orderly = child.kill_at is not None, child.is_orderly_end(exit_code)
         child.bury(exit_code, now)
         seen = None if child.spec.board is None else child.spec.board.read()
-        what = child.policy.on_death(exit_code, child.last_words.get("fault"), seen, now)
+        fault = child.last_words.get("fault") or child.last_words.get("error")
+        what = child.policy.on_death(exit_code, fault, seen, now)
         if was_told_to_end:
             if not is_orderly and not self._cause:
                 self._exit_status, self._cause = 1, f"{child.spec.name} {what.cause}"
-        elif "error" in child.last_words:
-            self._fail(2, child.last_words["error"])
-        elif isinstance(what, GiveUp):
+        elif child.mistake:
+            self._fail(2, child.mistake)
+        else:
+            self._restart(child, what)
+
+    def _restart(self, child: Child, what: Restart | GiveUp) -> None:
+        if isinstance(what, GiveUp):
             self._fail(1, what.cause)
         elif self._stage is not _Stage.ENDING:
             _log.warning("%s %s; restarting it", child.spec.name, what.cause)

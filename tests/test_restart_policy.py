@@ -48,6 +48,8 @@ def killed_at(policy: RestartPolicy, snapshot: Callable[[float], Snapshot], unti
         (-signal.SIGBUS, None, True, "SIGBUS", "was killed by SIGBUS"),
         (-signal.SIGFPE, None, True, "SIGFPE", "was killed by SIGFPE"),
         (-signal.SIGILL, None, True, "SIGILL", "was killed by SIGILL"),
+        (-signal.SIGTRAP, None, True, "SIGTRAP", "was killed by SIGTRAP"),
+        (-signal.SIGSYS, None, True, "SIGSYS", "was killed by SIGSYS"),
         (-signal.SIGKILL, None, False, "SIGKILL", "was killed by SIGKILL (out of memory?)"),
         (-signal.SIGTERM, None, False, "SIGTERM", "was killed by SIGTERM"),
         (-signal.SIGINT, None, False, "SIGINT", "was killed by SIGINT"),
@@ -137,11 +139,33 @@ def test_a_first_death_counts_whoever_was_in_it_and_one_from_outside_always() ->
 
 def test_behind_a_completed_step_a_request_may_be_tried_again() -> None:
     policy = RestartPolicy("engine 0")
-    assert die_of(policy) and die_of(policy, (0, 1))
+    assert die_of(policy, (0, 1)) and die_of(policy, (0, 1))
     policy.on_spawn()
-    policy.on_death(1, None, seen(num_steps=1), 0.0)
+    policy.on_death(1, None, seen(num_steps=1, suspects=[(0, 1)]), 0.0)
     assert die_of(policy, (0, 1))
     assert [die_of(policy) for _ in range(4)] == [True, True, True, False]
+
+
+def test_an_engine_that_dies_of_every_request_is_given_up_also_when_they_come_one_by_one() -> None:
+    """A broken GPU, say. Each is tried alone behind its first death; that it was alone then says nothing."""
+    policy = RestartPolicy("engine 0")
+    for seq_id in range(4):
+        assert die_of(policy, (0, seq_id)) and die_of(policy, (0, seq_id))
+    assert not die_of(policy, (0, 4))
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 60.0])
+def test_a_stall_is_no_time_in_which_it_got_on(idle_s: float) -> None:
+    """Longer than `stable_s`, each: an engine that hangs in its first step would never be given up."""
+    policy, now_s = RestartPolicy("engine 0"), 0.0
+    for _ in range(MAX_DEATHS):
+        policy.on_spawn()
+        policy.on_ready(now_s)
+        last = seen(progress_s=now_s + idle_s)
+        policy.on_kill("did not get on for 31 s", was_stopped=False)
+        now_s += idle_s + 32
+        what = policy.on_death(-signal.SIGKILL, None, last, now_s)
+    assert isinstance(what, Restart if idle_s else GiveUp)
 
 
 LIFE = st.tuples(

@@ -112,12 +112,32 @@ def test_a_child_that_never_starts_is_given_up_with_the_cause_as_last_line(
     assert len(pids_in(tmp_path / "fault.pids")) == 5
 
 
+def test_a_child_that_cannot_be_spawned_is_given_up_in_good_order(supervised, tmp_path) -> None:
+    """No process is left, say; or the interpreter has gone."""
+    it = start(supervised, tmp_path, "a", "missing")
+    status, stderr = it.outcome()
+    assert status == 1
+    last = "missing failed: it could not be spawned: No such file or directory. It died 5 times"
+    assert stderr.splitlines()[-1].startswith(last)
+    assert "Traceback" not in stderr
+    assert not any(exists(pid) for pid in it.pids("a"))
+
+
 def test_an_operators_mistake_is_no_reason_to_restart(supervised, tmp_path) -> None:
     it = start(supervised, tmp_path, "a", "config-error")
     status, stderr = it.outcome()
     assert status == 2
     assert stderr.splitlines()[-1] == "The flag is wrong."
     assert len(it.pids("config-error")) == 1
+
+
+def test_behind_a_start_that_went_well_it_is_one(supervised, tmp_path) -> None:
+    """The same flags did before: it is the machine that has changed, and may change back."""
+    it = start(supervised, tmp_path, "a", "unlucky")
+    wait_for(lambda: it.num_ready("unlucky") == 2, "it was started a third time")
+    status, stderr = it.end(signal.SIGTERM)
+    assert status == 0
+    assert "unlucky failed: The memory is short; restarting it" in stderr
 
 
 def test_children_die_with_a_killed_supervisor(supervised, tmp_path) -> None:

@@ -40,7 +40,7 @@ class Turn:
             for reader in readers:
                 reader()
         finally:
-            for reader in readers:  # behind one that raised: no other request may wait for ever for it
+            for reader in readers:  # behind one that raised: others must not wait for ever
                 self.add(reader)
 
 
@@ -59,7 +59,8 @@ class Generation:
         self.is_running = True  # something more will come; what has come may still wait to be taken
         self.error: Exception | None = None  # why not, or why nobody reads what has come
         self.failed: dict[int, FailureKind] = {}  # by the index of the sequence that did
-        self._running = set(range(first_seq_id, first_seq_id + num_sequences))
+        self.seq_ids = range(first_seq_id, first_seq_id + num_sequences)
+        self._running = set(self.seq_ids)
         self._abort = abort
         self._turn = turn
         self._outputs: list[SequenceOutput] = []

@@ -157,10 +157,10 @@ class SequenceBook:
 
     def _give_up(self, seq_id: int) -> None:
         """With its siblings, at once: their reader's turn would come too late."""
-        generation = self.open[seq_id].generation
+        siblings = self.open[seq_id].generation.seq_ids
         self.num_given_up += 1
         self._fail(SequenceFailure(seq_id, "engine_crash"))
-        self.remove([i for i, seq in self.open.items() if seq.generation is generation])
+        self.remove(siblings)
 
     def on_output(self, frame: StepOutput) -> None:
         """Raises ProtocolError where only a new connection helps."""

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -121,7 +120,7 @@ class TestRegistry:
             await asyncio.sleep(0)
             waiting[0].cancel()  # its client has left
             await asyncio.sleep(0)
-            kept: Any = SimpleNamespace(is_complete=False)
+            kept: Any = object()
             entry.start(kept)
             assert await waiting[1] is kept
             assert await entry.wait() is kept
@@ -178,7 +177,7 @@ class TestRegistry:
 
     def test_it_is_known_for_as_long_as_it_is_kept_however_many_there_are(self) -> None:
         async def test(registry: Idempotency) -> None:
-            kept: Any = SimpleNamespace(is_complete=True)
+            kept: Any = object()
             for i in range(10_001):
                 registry.claim("ann", str(i), b"")[0].start(kept)
             assert registry.claim("ann", "0", b"")[1] is False

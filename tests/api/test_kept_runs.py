@@ -20,7 +20,6 @@ class Thing:
         self.left_at = left_at
         self.has_reader = has_reader
         self.history = 0  # of num_bytes: what its reader has had
-        self.is_complete = True
         self.num_drops = 0
 
     def drop(self) -> None:

@@ -206,6 +206,25 @@ def test_each_time_that_a_stream_is_resumed_has_a_line(
     assert all("resumed" not in line for line in (first, *lines[1:], unknown))
 
 
+def test_a_stream_that_is_taken_over_says_so(
+    app: ServedApp, client: httpx.Client, log: pytest.LogCaptureFixture
+) -> None:
+    token_ids = [97]
+    script, app.engine.script = app.engine.script, lambda _: token_ids
+    headers = {"X-Stream-Resumable": "1"}
+    body = {"prompt": SECRET, "max_tokens": 2, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body, headers=headers) as first:
+        texts = first.iter_text()
+        stream = next(texts)[4:].partition(":")[0]
+        with client.stream("GET", f"/v1/completions/{stream}/stream") as second:
+            cut = the_line(log)
+            token_ids += [98]
+            second.read()
+    app.engine.script = script
+    assert (cut["status"], cut["code"], cut["client_gone"]) == (200, "stream_taken_over", False)
+    assert "code" not in the_lines(log, 2)[1]
+
+
 def test_n_is_what_the_client_asked_for(
     client: httpx.Client, log: pytest.LogCaptureFixture
 ) -> None:

@@ -154,6 +154,8 @@ def test_head_says_what_get_would_and_takes_nothing_over(
     for last_id, status in [(None, 200), (f"{stream}:0", 200), (id_of(events[-1]), 204)]:
         response = resume(client, stream, last_id, "HEAD")
         assert (response.status_code, response.content) == (status, b"")
+        for name in ("content-type", "cache-control", "x-accel-buffering"):
+            assert response.headers.get(name) == resume(client, stream, last_id).headers.get(name)
     assert resume(client, UNKNOWN, None, "HEAD").status_code == 404
     with (
         hanging(client, engine) as (stream, token_ids),

@@ -128,7 +128,6 @@ def test_who_is_aborted_before_its_failure_is_known_leaves_no_block_behind() -> 
     assert rig.differing() == []
 
 
-
 @DEPTHS
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 2**40])
 def test_an_id_that_is_none_is_a_failure_of_its_sequence(

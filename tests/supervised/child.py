@@ -25,6 +25,9 @@ def main() -> None:
     if name == "config-error":
         lifeline.error("The flag is wrong.")
         sys.exit(2)
+    if name == "unlucky" and told["life"] == 2:
+        lifeline.error("The memory is short.")
+        sys.exit(2)
     if name == "fault":
         lifeline.fault("ValueError: broken")
         sys.exit(1)
@@ -42,10 +45,11 @@ def main() -> None:
         assert child.stdout is not None and child.stdout.readline()
     if name == "waiter":  # for others, and so it is not ready
         note(log.with_suffix(".waiting"), os.getpid())
-        time.sleep(60)
+        while True:
+            time.sleep(0.01)  # a signal that another thread takes wakes no longer sleep
     lifeline.ready()
     note(log.with_suffix(".ready"), os.getpid())
-    if name == "short-lived":
+    if name == "short-lived" or (name == "unlucky" and told["life"] == 1):
         sys.exit(3)
     if "board_fd" in told:
         work(name, Board(told["board_fd"]), told["life"])

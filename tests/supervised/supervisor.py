@@ -13,6 +13,7 @@ from server.child import ChildSpec
 from server.supervisor import Supervisor
 
 _WITH_BOARDS = ("stuck", "stopped", "compiling", "aborts", "steps")
+_NO_PROGRAM = "/nowhere/python"
 _OPTIONS: dict[str, dict[str, Any]] = {
     "deaf": {"stop_s": 60.0},
     "finisher": {"stop_s": 60.0, "at_once": signal.SIGINT},
@@ -35,7 +36,12 @@ def main() -> None:
 def _spec(name: str, directory: str) -> ChildSpec:
     return ChildSpec(
         name,
-        [sys.executable, "-m", "tests.supervised.child", name],
+        [
+            _NO_PROGRAM if name == "missing" else sys.executable,
+            "-m",
+            "tests.supervised.child",
+            name,
+        ],
         {"dir": directory},
         dict(os.environ),
         board=Board.create() if name in _WITH_BOARDS else None,

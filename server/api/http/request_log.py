@@ -67,9 +67,7 @@ class CompletionRecord:
         if self.is_resumed:
             shown |= {"resumed": True, "events": self.num_events}
         shown["response_id"] = self.response_id
-        if (
-            self.model
-        ):  # it got as far as the engine, by itself: what is counted here is counted once
+        if self.model:  # it got as far as the engine by itself: all below is counted once
             shown |= {
                 "model": self.model,
                 "stream": self.is_stream,

@@ -18,6 +18,8 @@ from server.api.kept.stream_reading import StreamReading
 from server.api.reply.stream_errors import error_code
 from server.errors import RequestError
 
+_CUT = {"replaced": "stream_taken_over", "dropped": "stream_dropped"}  # for the log line
+
 
 class KeptResponse(Response):
     """To the request that begins a stream. Submits only when it is called: so a run always has an owner."""
@@ -141,5 +143,6 @@ def _note(record: CompletionRecord, reading: StreamReading, stream: ResumableStr
     record.is_client_gone = reading.end == "gone"
     if reading.has_begun:
         record.status = 200
+        record.code = _CUT.get(reading.end or "")
         if reading.end == "complete" and stream.error is not None:
             record.code = error_code(stream.error)

@@ -29,10 +29,7 @@ from server.ipc.frames import EngineInfo
 from server.sequence import FailureKind
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-_REJECTIONS = (
-    "engine_gone",
-    "draining",
-)  # why a valid request was not admitted; also "quarantined"
+_REJECTIONS = ("engine_gone", "draining")  # of valid requests, by why; also "quarantined"
 _ENGINE_INDEX = "0"
 
 

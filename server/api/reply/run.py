@@ -44,9 +44,8 @@ class Run:
         # A stream shows a prompt's logprobs on each choice's first piece; its first choice has them computed.
         has_echoes = bool(plan.request.stream) and plan.prompt_logprobs is not None
         self._awaits_prompts = has_echoes and plan.n > 1
-        self._held: list[
-            SequenceOutput
-        ] = []  # of choices that were ahead of their prompt's first one
+        # of choices that were ahead of their prompt's first one
+        self._held: list[SequenceOutput] = []
         if plan.prompt_logprobs is not None:
             generation.read_prompts_by(self._add_prompt_logprobs)
 

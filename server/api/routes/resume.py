@@ -17,6 +17,7 @@ from server.api.kept.kept_response import ResumeResponse, stream_not_found
 from server.api.kept.kept_runs import KeptRuns
 from server.api.kept.resumable_stream import ResumableStream
 from server.api.metrics.metrics import Metrics
+from server.api.reply.responses import STREAM_HEADERS
 from server.api.routes.get_route import get_route
 from server.errors import RequestError
 
@@ -47,8 +48,8 @@ def resume_router(kept: KeptRuns, metrics: Metrics) -> APIRouter:
 
 
 def _head() -> Response:
-    response = Response(media_type="text/event-stream")
-    del response.headers["content-length"]  # not known
+    response = Response()
+    response.raw_headers = list(STREAM_HEADERS)  # no length: it is not known
     return response
 
 

@@ -81,8 +81,9 @@ def test_killed_before_any_frame_the_bytes_are_the_same(
         engine.num_frames = 0
         engine.faults = {position: "killed"}
         assert bytes_of(client, body) == undisturbed, position
-        assert engine.num_frames > position
-    assert engine.num_running == 0
+        # Behind a stop string an abort is on its way: how many frames come before it may differ.
+        assert engine.num_frames > position or "stop" in body
+        wait_until(lambda: engine.num_running == 0)
 
 
 @pytest.mark.parametrize("fault", ["half sent", "cut", "twice"])

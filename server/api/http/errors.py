@@ -81,6 +81,10 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _request_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestError)
     note_error(request.scope, exc.status, exc.code)
+    return request_error_response(exc)
+
+
+def request_error_response(exc: RequestError) -> Response:
     headers = {} if exc.retry_after_s is None else {"Retry-After": str(ceil(exc.retry_after_s))}
     return error_response(exc.status, exc.message, param=exc.param, code=exc.code, headers=headers)
 

@@ -1,8 +1,9 @@
 """API keys: the file that names them, and finding a key in it. Knows no HTTP.
 
-One key a line, `NAME SHA256 [SCOPES]`: who it is for (in logs and limits), the SHA-256 of the key in hex,
-and `infer`, `metrics` or both with a comma (infer, if left out). `#` starts a comment. `continuo key NAME`
-makes a line. The keys themselves are stored nowhere.
+One key a line, `NAME SHA256 [SCOPES] [LIMITS]`: who it is for (in logs and limits), the SHA-256 of the key
+in hex, `infer`, `metrics` or both with a comma (infer, if left out), and any of `requests_per_s=2`,
+`tokens_per_min=60000`, `concurrent=8` (none, if left out). `#` starts a comment. `continuo key NAME` makes
+a line. The keys themselves are stored nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import secrets
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from server.errors import ConfigError
@@ -28,6 +29,27 @@ _MAX_FILE_BYTES = 4 << 20
 _CHECK_EVERY_S = 1.0
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much a key may ask for; None: as much as the server has."""
+
+    requests_per_s: float | None = None
+    tokens_per_min: float | None = None  # of prompts and completions
+    concurrent: float | None = None  # open requests; whole
+
+    @property
+    def words(self) -> str:
+        """As in the file."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return " ".join(
+            f"{name}={_decimal(value)}" for name, value in values.items() if value is not None
+        )
+
+
+NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +59,7 @@ class ApiKey:
     name: str
     digest: bytes  # SHA-256 of the key
     scopes: frozenset[str]
+    limits: KeyLimits = field(default=NO_LIMITS)
 
 
 class _Version(NamedTuple):
@@ -58,7 +81,11 @@ class KeyFile:
         self._path = path
         self._checked_at = time.monotonic()
         self._version = _version(path)
-        self._keys = read_keys(path)
+        self._use(read_keys(path))
+
+    def limits_of(self, name: str) -> KeyLimits:
+        """Those of the key of that name, as the file was read last."""
+        return self._limits.get(name, NO_LIMITS)
 
     def find(self, key: bytes) -> ApiKey | None:
         """Takes as long for a wrong key as for a right one: all of them are compared."""
@@ -70,6 +97,10 @@ class KeyFile:
                 found = each
         return found
 
+    def _use(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = keys
+        self._limits = {key.name: key.limits for key in keys if key.limits != NO_LIMITS}
+
     def _reload_if_changed(self) -> None:
         now = time.monotonic()
         if now - self._checked_at < _CHECK_EVERY_S:
@@ -80,7 +111,7 @@ class KeyFile:
             return
         self._version = version
         try:
-            self._keys = read_keys(self._path)
+            self._use(read_keys(self._path))
         except ConfigError as error:
             _log.error("%s The keys that were read before stay in force.", error)
         else:
@@ -98,8 +129,9 @@ def read_keys(path: str) -> Sequence[ApiKey]:
         key = _parse(words)
         if key is None:
             raise ConfigError(
-                f"--api-key-file {path}: line {number} is not `NAME SHA256 [SCOPES]` with the scopes "
-                "infer or metrics; `continuo key NAME` prints such a line."
+                f"--api-key-file {path}: line {number} is not `NAME SHA256 [SCOPES] [LIMITS]` with the "
+                "scopes infer or metrics and the limits requests_per_s=, tokens_per_min= or "
+                "concurrent=; `continuo key NAME` prints such a line."
             )
         if key.name in keys or key.digest in digests:
             raise ConfigError(f"--api-key-file {path}: line {number} repeats a name or a key.")
@@ -113,26 +145,49 @@ def read_keys(path: str) -> Sequence[ApiKey]:
     return list(keys.values())
 
 
-def make_key(name: str, scopes: str) -> tuple[str, str]:
+def make_key(name: str, scopes: str, limits: KeyLimits = NO_LIMITS) -> tuple[str, str]:
     """A fresh random key, and its line for the file. Raises ConfigError."""
     key = f"sk-{secrets.token_urlsafe(32)}"
-    line = f"{name} {hashlib.sha256(key.encode()).hexdigest()} {scopes}"
-    if _parse(line.split()) is None:
+    line = f"{name} {hashlib.sha256(key.encode()).hexdigest()} {scopes} {limits.words}".rstrip()
+    if "=" in scopes or _parse(line.split()) is None:
         raise ConfigError(
             "A key's name is 1 to 64 letters, digits, dots, dashes and underscores; its scopes are "
-            "infer, metrics or infer,metrics."
+            "infer, metrics or infer,metrics; its limits are decimal numbers above 0, that of "
+            "concurrent requests a whole one."
         )
     return key, line
 
 
+def _decimal(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
 def _parse(words: Sequence[str]) -> ApiKey | None:
-    if not 2 <= len(words) <= 3:
+    if len(words) < 2:
         return None
-    name, digest = words[0], words[1].lower()
-    scopes = frozenset(words[2].split(",") if len(words) == 3 else ["infer"])
+    name, digest, rest = words[0], words[1].lower(), list(words[2:])
+    scopes = frozenset(rest.pop(0).split(",") if rest and "=" not in rest[0] else ["infer"])
+    limits = _parse_limits(rest)
+    if limits is None:
+        return None
     if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and scopes <= set(SCOPES)):
         return None
-    return ApiKey(name, bytes.fromhex(digest), scopes)
+    return ApiKey(name, bytes.fromhex(digest), scopes, limits)
+
+
+def _parse_limits(words: Sequence[str]) -> KeyLimits | None:
+    """None where a word is no limit, or one is given twice."""
+    values: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        if name in values or not _NUMBER.fullmatch(number) or float(number) <= 0:
+            return None
+        values[name] = float(number)
+    if not values.keys() <= {each.name for each in fields(KeyLimits)}:
+        return None
+    if not values.get("concurrent", 1.0).is_integer():
+        return None
+    return KeyLimits(**values)
 
 
 def _version(path: str) -> _Version | None:

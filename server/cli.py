@@ -23,7 +23,7 @@ _HELP = {
     "port": "TCP port; 0 for any free one",
     "log_format": "lines for people, or JSON lines",
     "log_requests": "a line for each completion: who, what sizes, how long; never its text (on by default)",
-    "api_key_file": "file of API keys, a line `NAME SHA256 [infer,metrics]` each, as `continuo key` "
+    "api_key_file": "file of API keys, a line `NAME SHA256 [infer,metrics] [LIMITS]` each, as `continuo key` "
     "makes them; read again when it changes (default: no key is needed)",
     "ssl_certfile": "PEM file of the certificate and its chain, to serve HTTPS",
     "ssl_keyfile": "PEM file of the certificate's private key, unencrypted",
@@ -31,6 +31,7 @@ _HELP = {
     "https://example.org; * for any (default: none)",
     "drain_seconds": "after SIGTERM, time for running requests to end; new ones are refused",
     "stall_seconds": "an engine that does not get on for so long is killed and replaced",
+    "max_queue_seconds": "how long a request may wait for its turn; one that would is refused at once",
     "resume_memory_mib": "memory for streams and replies that can be read again; over it the oldest go",
     "device": "where the model runs; auto takes a GPU where there is one",
     "dtype": "of weights and KV cache",
@@ -46,6 +47,11 @@ _HELP = {
     "top_k": "sample among this many likeliest tokens; 0 for all",
     "seed": "equal seeds give equal text (default: drawn)",
     "kv_cache_gib": "size of the KV cache (default: room for full contexts, memory allowing)",
+}
+_KEY_LIMITS = {
+    "requests_per_s": "most requests a second (default: no limit)",
+    "tokens_per_min": "most tokens a minute, of prompts and completions (default: no limit)",
+    "concurrent": "most requests open at once (default: no limit)",
 }
 _GENERATE_ENGINE_FIELDS = ("model", "device", "dtype", "max_model_len")  # it runs one sequence
 _SECURITY_FIELDS = ("api_key_file", "ssl_certfile", "ssl_keyfile", "allowed_origins")
@@ -82,7 +88,7 @@ def _run(args: argparse.Namespace, started_at: float) -> int:
 
         return generate(engine, GenerateConfig(**_values(GenerateConfig, args)), args.prompt)
     if args.command == "key":
-        return _print_key(args.name, args.scopes)
+        return _print_key(args)
     if args.command == "warm-up":
         from server.generate import warm_up
 
@@ -110,6 +116,8 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     key = commands.add_parser("key", help="make an API key, and its line for --api-key-file")
     key.add_argument("name", help="who it is for; shown in logs")
     key.add_argument("--scopes", default="infer", help="infer, metrics or infer,metrics")
+    for name, text in _KEY_LIMITS.items():
+        key.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
     train = commands.add_parser("train", help="train a small GPT of your own")
     if first == ["train"]:
         _add_train_arguments(train)
@@ -122,13 +130,15 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _print_key(name: str, scopes: str) -> int:
+def _print_key(args: argparse.Namespace) -> int:
     """The line alone goes to stdout, so that it can be appended to the file."""
-    from server.api_keys import make_key
+    from server.api_keys import KeyLimits, make_key
 
-    key, line = make_key(name, scopes)
+    limits = KeyLimits(**{name: getattr(args, name) for name in _KEY_LIMITS})
+    key, line = make_key(args.name, args.scopes, limits)
     print(
-        f"The key of {name}, shown only now: {key}\nIts line for --api-key-file:", file=sys.stderr
+        f"The key of {args.name}, shown only now: {key}\nIts line for --api-key-file:",
+        file=sys.stderr,
     )
     print(line)
     return 0

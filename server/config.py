@@ -117,6 +117,9 @@ class ServeConfig:
     allowed_origins: str = ""  # comma-separated; empty: no CORS headers
     drain_seconds: float = 30.0  # after SIGTERM, for running requests to end
     stall_seconds: float = 30.0  # without progress: the engine is killed and replaced
+    max_queue_seconds: float = (
+        30.0  # until a request's first step; one that would wait longer is refused
+    )
     resume_memory_mib: int = 64  # for streams and replies that can be read again
 
     def __post_init__(self) -> None:
@@ -128,6 +131,9 @@ class ServeConfig:
         )
         _require(0 <= self.drain_seconds <= 3600, "--drain-seconds must be between 0 and 3600.")
         _require(1 <= self.stall_seconds <= 3600, "--stall-seconds must be between 1 and 3600.")
+        _require(
+            0 < self.max_queue_seconds <= 3600, "--max-queue-seconds must be above 0, at most 3600."
+        )
         _require(
             1 <= self.resume_memory_mib <= 65536, "--resume-memory-mib must be between 1 and 65536."
         )

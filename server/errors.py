@@ -29,13 +29,21 @@ class RequestError(ContinuoError):
     """A request that cannot be served as it was sent. `message` is text of ours, never `str(exc)`."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: float | None = None,
     ) -> None:
+        """`retry_after_s`: the same request may do better then; for 429 and 503."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ContextLengthError(RequestError):

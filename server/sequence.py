@@ -19,6 +19,7 @@ FailureKind = Literal[
     "no_token_allowed",  # grammar, allowed_token_ids and bad_words together leave nothing
     "not_finite",  # no logit of its row could be used: NaN or infinite
     "engine_crash",  # it killed the engine, alone in it
+    "expired",  # it was in no step before its `max_queue_s`
     "internal",  # a fault of ours
 ]
 SequenceKey = tuple[int, int]  # (owner, seq_id)
@@ -65,6 +66,8 @@ class SequenceRequest:
     params: SamplingParams
     cache_salt: str = ""  # tenants with different salts never share cached blocks
     priority: int = 0  # lower ones are admitted first; equal ones in order of arrival
+    tenant: str = ""  # whose it is: an API key's name; tenants share the engine's tokens fairly
+    max_queue_s: float | None = None  # it fails as "expired" where it was in no step by then
     grammar: Grammar | None = None
     # Already drawn and sent, by an engine that is gone: computed again, never drawn or sent again. With
     # any of them its FirstOutput and all its prompt logprobs have been received, so neither is sent

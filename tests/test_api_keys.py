@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server import api_keys
-from server.api_keys import KeyFile, make_key, read_keys
+from server.api_keys import NO_LIMITS, KeyFile, KeyLimits, make_key, read_keys
 from server.cli import main
 from server.config import ServeConfig
 from server.errors import ConfigError
@@ -53,9 +53,55 @@ def test_names_scopes_and_comments(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "limits"),
+    [
+        ("", NO_LIMITS),
+        ("infer", NO_LIMITS),
+        ("requests_per_s=2", KeyLimits(requests_per_s=2)),
+        ("infer concurrent=8 requests_per_s=0.5", KeyLimits(0.5, None, 8)),
+        ("metrics,infer tokens_per_min=60000.25", KeyLimits(tokens_per_min=60000.25)),
+    ],
+)
+def test_limits_follow_the_scopes_or_stand_for_themselves(
+    path: Path, words: str, limits: KeyLimits
+) -> None:
+    keys = KeyFile(write(path, f"ann {digest('a')} {words} # why\nbob {digest('b')}\n"))
+    found = keys.find(b"a")
+    assert found is not None
+    assert found.limits == keys.limits_of("ann") == limits
+    assert found.scopes == ({"infer", "metrics"} if "metrics" in words else {"infer"})
+    assert keys.limits_of("bob") is keys.limits_of("nobody") is NO_LIMITS
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_changed_limits_are_read_again(path: Path) -> None:
+    keys = KeyFile(write(path, f"ann {digest('a')} concurrent=1\n"))
+    assert keys.limits_of("ann").concurrent == 1
+    write(path, f"ann {digest('a')} concurrent=2\n")
+    keys.find(b"")
+    assert keys.limits_of("ann").concurrent == 2
+    write(path, f"ann {digest('a')}\n")
+    keys.find(b"")
+    assert keys.limits_of("ann") is NO_LIMITS
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "ann",
+        f"ann {digest('a')} infer requests_per_s",
+        f"ann {digest('a')} infer requests_per_s=",
+        f"ann {digest('a')} infer requests_per_s=0",
+        f"ann {digest('a')} infer requests_per_s=0.0",
+        f"ann {digest('a')} infer requests_per_s=-1",
+        f"ann {digest('a')} infer requests_per_s=1e3",
+        f"ann {digest('a')} infer requests_per_s=nan",
+        f"ann {digest('a')} infer requests_per_s=٣",
+        f"ann {digest('a')} infer concurrent=1.5",
+        f"ann {digest('a')} infer concurrent=1 concurrent=2",
+        f"ann {digest('a')} infer tokens=5",
+        f"ann {digest('a')} infer =5",
+        f"ann {digest('a')} concurrent=1 infer",
         f"ann {'0' * 63}",
         f"ann {'g' * 64}",
         f"ann {digest('a')} admin",
@@ -173,7 +219,29 @@ def test_the_command_makes_a_line_that_the_key_opens(
     assert make_key("ann", "infer") != make_key("ann", "infer")
 
 
-@pytest.mark.parametrize("arguments", [("a b",), ("",), ("ann", "--scopes", "admin")])
+def test_the_command_writes_limits_as_the_file_has_them(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ("--requests-per-s", "0.25", "--tokens-per-min", "12345678", "--concurrent", "4")
+    assert main(["key", "ann", *limits]) == 0
+    keys = KeyFile(write(path, capsys.readouterr().out))
+    assert keys.limits_of("ann") == KeyLimits(0.25, 12345678, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a b",),
+        ("",),
+        ("ann", "--scopes", "admin"),
+        ("ann", "--scopes", "concurrent=1"),
+        ("ann", "--concurrent", "1.5"),
+        ("ann", "--requests-per-s", "0"),
+        ("ann", "--requests-per-s", "-1"),
+        ("ann", "--tokens-per-min", "nan"),
+        ("ann", "--tokens-per-min", "inf"),
+    ],
+)
 def test_the_command_refuses_what_the_file_would(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from server import __version__
+from server.api.admission.admission import Admission
+from server.api.admission.key_limits import KeyLimiter
 from server.api.docs.docs import docs_router
 from server.api.docs.openapi import openapi_document
 from server.api.engine_client import EngineClient
@@ -19,10 +21,12 @@ from server.api.http.auth import AuthMiddleware
 from server.api.http.cors import Cors
 from server.api.http.drain import Drain, DrainMiddleware
 from server.api.http.errors import add_error_handlers
+from server.api.http.limit_headers import LimitHeaders
 from server.api.http.request_id import RequestIdMiddleware
 from server.api.http.request_log import RequestLogMiddleware
 from server.api.kept.kept_runs import KeptRuns
 from server.api.metrics.metrics import Metrics, Queue
+from server.api.routes.admission_door import AdmissionDoor
 from server.api.routes.completions import CompletionsRoute
 from server.api.routes.health import Progress, health_router
 from server.api.routes.models import models_router
@@ -57,27 +61,30 @@ def create_app(
     drain: Drain | None = None,
     progress: Progress | None = None,
     resume_bytes: int = 64 << 20,
+    max_queue_s: float = 30.0,
 ) -> ASGIApp:
     """Holds the connection to the engine from the app's start-up to its shutdown. `resume_bytes`: for
-    streams and replies that can be read again."""
+    streams and replies that can be read again. `max_queue_s`: how long a request may wait for its turn."""
     metrics = Metrics(model_name, engine, engine_config)
     kept = KeptRuns(resume_bytes, bytes_each=_KEPT_BYTES)
     metrics.watch(Queue("kept_runs", lambda: kept.num_bytes, kept.max_bytes))
     metrics.watch_streams(lambda: kept.num_streams)
     if progress is not None:
         metrics.watch_progress(progress.age_s)
-    drain = drain or Drain()
+    drain, doors = drain or Drain(), doors or Doors()
+    admission = _admission(engine, metrics, doors.keys, max_queue_s)
     app = _app(engine, kept)
-    completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept)
+    completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept, admission)
     app.add_api_route("/v1/completions", completions.__call__, methods=["POST"])
     app.include_router(resume_router(kept, metrics))
     app.include_router(models_router(model_name, engine))
-    app.include_router(health_router(engine, progress, drain))
+    app.include_router(health_router(engine, progress, drain, admission.is_overloaded))
     app.include_router(tokenize_router(model_name, tokenizer, engine))
     app.include_router(pages_router(metrics))
     add_error_handlers(app)
-    drained = DrainMiddleware(app, drain, lambda: metrics.on_rejection("draining"))
-    guarded = _guarded(app, drained, doors or Doors())
+    door = AdmissionDoor(app, admission)
+    drained = DrainMiddleware(door, drain, lambda: metrics.on_rejection("draining"))
+    guarded = _guarded(app, drained, doors)
     return RequestIdMiddleware(guarded, metrics.on_response)
 
 
@@ -85,10 +92,30 @@ def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors) -> ASGIApp:
     """Every reply has its CORS headers, also one of the guards'."""
     document = openapi_document(needs_key=doors.keys is not None)
     app.include_router(docs_router(document))
-    guarded = inner if doors.keys is None else AuthMiddleware(inner, doors.keys)
+    guarded = inner if doors.keys is None else AuthMiddleware(LimitHeaders(inner), doors.keys)
     if doors.origins:
         guarded = Cors(guarded, doors.origins)
     return RequestLogMiddleware(guarded, is_on=doors.logs_requests)
+
+
+def _admission(
+    engine: EngineClient, metrics: Metrics, keys: KeyFile | None, max_queue_s: float
+) -> Admission:
+    limiter = KeyLimiter() if keys is None else KeyLimiter(keys.limits_of)
+    admission = Admission(max_queue_s, limiter, on_rejection=metrics.on_rejection)
+    engine.watch(admission)
+    room = admission.room
+    for name, text, value in (
+        ("waiting_sequences", "Let in, in no step yet.", lambda: room.total.num_sequences),
+        ("waiting_sequences_limit", "Most that may wait.", lambda: room.max_sequences),
+        ("waiting_tokens", "Prompts and max_tokens of those.", lambda: room.total.num_tokens),
+        ("waiting_prompt_tokens", "Prompts of those.", lambda: room.total.num_prompt_tokens),
+        ("waiting_prompt_tokens_limit", "Most that may wait.", lambda: room.max_prompt_tokens),
+        ("estimated_wait_seconds", "Of a new request.", lambda: admission.estimate("").wait_s),
+        ("estimated_wait_limit_seconds", "One that is longer is refused.", lambda: max_queue_s),
+    ):
+        metrics.watch_gauge(name, text, value)
+    return admission
 
 
 def _app(engine: EngineClient, kept: KeptRuns) -> FastAPI:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from server.api.engine_counts import EngineCounts
 from server.api.failures import failure_error
@@ -19,7 +21,7 @@ from server.api.quarantine import Quarantine
 from server.api.sequence_book import SequenceBook
 from server.errors import EngineGoneError, ProtocolError
 from server.ipc.client import HIGH_WATER_BYTES, EngineLink
-from server.ipc.frames import EngineInfo, StepOutput, ToApi, Welcome
+from server.ipc.frames import EngineInfo, EngineStats, StepOutput, ToApi, Welcome
 from server.sequence import SequenceRequest
 
 # An engine is back within 3 s: clients that do not retry should not notice.
@@ -27,6 +29,14 @@ ENGINE_WAIT_S = 10.0
 MAX_WAITING = 1024
 
 _log = logging.getLogger(__name__)
+
+
+class StatsWatcher(Protocol):
+    """Somebody who wants to know how the engine gets on."""
+
+    def on_stats(self, stats: EngineStats, info: EngineInfo) -> None: ...
+
+    def on_lost(self) -> None: ...
 
 
 class EngineClient:
@@ -41,6 +51,7 @@ class EngineClient:
         self._book = SequenceBook(Turn(), self.abort, self._quarantine)
         self._waiting: set[asyncio.Future[None]] = set()  # for a change of the connection
         self._is_stopping = False
+        self._watcher: StatsWatcher | None = None
         self.is_connected = False  # and welcomed
         self.info: EngineInfo | None = None  # of the present engine, or of the last one
         self.counts = EngineCounts()
@@ -75,23 +86,27 @@ class EngineClient:
         """Frames to the engine that its socket has not taken; submits wait above `max_unsent_bytes`."""
         return self._link.num_unsent_bytes
 
+    def watch(self, watcher: StatsWatcher) -> None:
+        """It is told of each frame's stats, and of the engine's loss."""
+        self._watcher = watcher
+
     async def wait_connected(self) -> None:
         while not self.is_connected:
             await self._change()
 
-    async def ready_info(self) -> EngineInfo:
+    async def ready_info(self, max_wait_s: float = math.inf) -> EngineInfo:
         """Of the connected engine. Raises EngineGoneError if none comes in time."""
-        await self._wait_until(lambda: self.is_connected)
+        await self._wait_until(lambda: self.is_connected, max_wait_s)
         assert self.info is not None
         return self.info
 
-    async def _wait_until(self, is_so: Callable[[], bool]) -> None:
+    async def _wait_until(self, is_so: Callable[[], bool], max_wait_s: float = math.inf) -> None:
         """Raises EngineGoneError where that takes too long, or would be in vain."""
         if not is_so():
             if len(self._waiting) >= MAX_WAITING:
                 raise EngineGoneError("No more requests can wait for the engine.")
             try:
-                await asyncio.wait_for(self._changed_to(is_so), ENGINE_WAIT_S)
+                await asyncio.wait_for(self._changed_to(is_so), min(ENGINE_WAIT_S, max_wait_s))
             except asyncio.TimeoutError:
                 raise EngineGoneError("The engine takes no requests.") from None
         if self._is_stopping:
@@ -168,6 +183,8 @@ class EngineClient:
 
     def _on_output(self, frame: StepOutput) -> None:
         self.counts.on_stats(frame.stats)
+        if self._watcher is not None and self.info is not None:
+            self._watcher.on_stats(frame.stats, self.info)
         try:
             self._book.on_output(frame)
         except ProtocolError as error:
@@ -190,6 +207,8 @@ class EngineClient:
     def _on_lost(self) -> None:
         self.is_connected = False
         self.counts.on_lost()
+        if self._watcher is not None:
+            self._watcher.on_lost()
         self._book.on_lost()
         if self._book.open:
             _log.warning("lost the engine with %d open sequences", self.num_open)

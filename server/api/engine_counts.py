@@ -6,7 +6,9 @@ from server.api.histogram import STEP_TOKENS_BUCKETS, Histogram
 from server.ipc.frames import EngineStats
 
 _NONE = EngineStats(*[0] * len(EngineStats._fields))
-_GAUGES = frozenset({"num_running", "num_waiting", "num_used_blocks"})
+_GAUGES = frozenset(
+    {"num_running", "num_waiting", "num_used_blocks", "num_waiting_tokens", "num_owed_tokens"}
+)
 
 
 class EngineCounts:

@@ -13,6 +13,7 @@ class _Answer(NamedTuple):
     code: str | None
     message: str
     param: str | None = None
+    retry_after_s: float | None = None
 
 
 _GRAMMAR = "structured_outputs"
@@ -57,6 +58,12 @@ _ANSWERS: dict[FailureKind, _Answer] = {
         "engine_crash",
         "The request repeatedly stopped the engine and was given up; this is a fault of ours.",
     ),
+    "expired": _Answer(
+        503,
+        "queue_timeout",
+        "The request waited for its turn as long as it may, and was not begun.",
+        retry_after_s=1,
+    ),
     "internal": _Answer(
         500, None, "The server failed to compute this request; this is a fault of ours."
     ),
@@ -66,4 +73,10 @@ _ANSWERS: dict[FailureKind, _Answer] = {
 def failure_error(kind: FailureKind) -> RequestError:
     """An error of the status that fits: 400 where another request would do better, 500 for our own."""
     answer = _ANSWERS[kind]
-    return RequestError(answer.message, param=answer.param, code=answer.code, status=answer.status)
+    return RequestError(
+        answer.message,
+        param=answer.param,
+        code=answer.code,
+        status=answer.status,
+        retry_after_s=answer.retry_after_s,
+    )

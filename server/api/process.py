@@ -136,6 +136,7 @@ def run_api(
         drain=drain,
         progress=None if boards is None else BoardProgress(boards.engine),
         resume_bytes=config.resume_memory_mib * _MIB,
+        max_queue_s=config.max_queue_seconds,
     )
     tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
     served = uvicorn_config(app, **(tls if config.ssl_certfile else {}))

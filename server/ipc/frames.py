@@ -47,6 +47,9 @@ class EngineStats(NamedTuple):
     num_cache_queries: int  # prompt tokens looked up in the prefix cache
     num_cache_hits: int  # of them found
     num_replayed_tokens: int = 0  # rows computed again, after a crash or a preemption
+    num_waiting_tokens: int = 0  # rows that those without a row ask for: prompts and max_tokens
+    num_owed_tokens: int = 0  # the same of all sequences: what is still to be computed at most
+    busy_s: float = 0.0  # time in steps, of the engine's clock
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):

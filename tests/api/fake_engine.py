@@ -71,6 +71,18 @@ class _Running:
     script: list[int]
     num_prompt_rows: int  # of prompt logprobs, sent so far
     num_emitted: int
+    submitted_s: float
+    has_row: bool = False
+
+    @property
+    def num_owed_tokens(self) -> int:
+        return len(self.request.prompt_ids) + self.request.params.max_tokens
+
+    @property
+    def is_expired(self) -> bool:
+        max_queue_s = self.request.max_queue_s
+        waited_s = time.monotonic() - self.submitted_s
+        return not self.has_row and max_queue_s is not None and waited_s > max_queue_s
 
     @property
     def is_prompt_done(self) -> bool:
@@ -108,6 +120,8 @@ class FakeEngine:
         self.failures: dict[int, FailureKind] = {}  # by choice: how it fails where its script ends
         self.logprob: Callable[[SequenceRequest, int], float] = lambda *_: -1.125  # of a token
         self.is_deadly: Callable[[SequenceRequest], bool] = lambda _: False  # to have it in a step
+        self.num_rows = 1 << 20  # sequences that get on at once, in order of arrival
+        self.step_s = 0.0  # how long a step takes
         self.is_paused = False  # it reads frames, and computes nothing
         self.is_deaf = False  # it does not even read
         self.num_frames = 0  # with something in them
@@ -152,6 +166,7 @@ class FakeEngine:
                 self._die(True, "SIGSEGV")
                 self._begin_life()
             elif not self.is_paused:
+                time.sleep(self.step_s)
                 self._step()
 
     def _step(self) -> None:
@@ -190,7 +205,9 @@ class FakeEngine:
         outputs: list[SequenceOutput] = []
         chunks: list[PromptLogprobs] = []
         failures: list[SequenceFailure] = []
-        for running in list(self._running.values()):
+        failures += self._expired()
+        for running in list(self._running.values())[: self.num_rows]:
+            running.has_row = True
             if not running.is_prompt_done:
                 chunks.append(self._advance_prompt(running))
             if running.is_prompt_done and self._may_start(running):
@@ -201,6 +218,13 @@ class FakeEngine:
                     del self._running[running.request.seq_id]
         self._num_steps += 1
         return StepOutput(outputs, self._stats(), chunks, failures)
+
+    def _expired(self) -> list[SequenceFailure]:
+        """Those that waited for a row for too long."""
+        expired = [seq_id for seq_id, each in self._running.items() if each.is_expired]
+        for seq_id in expired:
+            del self._running[seq_id]
+        return [SequenceFailure(seq_id, "expired") for seq_id in expired]
 
     def _may_start(self, running: _Running) -> bool:
         """A prompt's other choices are admitted once its first one has computed it."""
@@ -229,15 +253,17 @@ class FakeEngine:
             self._num_replayed += len(request.prompt_ids) + num_emitted
         else:
             self._num_prompt += len(request.prompt_ids)
-        return _Running(owner, request, self.script(request), num_prompt_rows, num_emitted)
+        script, now_s = self.script(request), time.monotonic()
+        return _Running(owner, request, script, num_prompt_rows, num_emitted, now_s)
 
     def _stats(self) -> EngineStats:
-        running = len(self._running)
+        waiting = list(self._running.values())[self.num_rows :]
+        running = len(self._running) - len(waiting)
         return EngineStats(
             num_steps=self._num_steps,
             num_step_tokens=self._num_prompt + self._num_generated,
             num_running=running,
-            num_waiting=0,
+            num_waiting=len(waiting),
             num_used_blocks=running,
             num_prompt_tokens=self._num_prompt,
             num_generated_tokens=self._num_generated,
@@ -245,6 +271,7 @@ class FakeEngine:
             num_cache_queries=self._num_prompt,
             num_cache_hits=0,
             num_replayed_tokens=self._num_replayed,
+            num_waiting_tokens=sum(each.num_owed_tokens for each in waiting),
         )
 
     def _advance_prompt(self, running: _Running) -> PromptLogprobs:

@@ -31,18 +31,19 @@ class ServedApp:
 
 
 @contextlib.contextmanager
-def served_app(doors: Doors, **tls: str) -> Iterator[ServedApp]:
+def served_app(doors: Doors, *, max_queue_s: float = 30.0, **tls: str) -> Iterator[ServedApp]:
     """Its engine writes the alphabet. `tls`: ssl_certfile and ssl_keyfile."""
     with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as door:
         engine = FakeEngine(str(Path(directory) / "engine.sock"), lambda _: [*ALPHABET, EOS])
-        app = create_app(make_tokenizer(), MODEL, EngineClient(engine.path), doors=doors)
+        client = EngineClient(engine.path)
+        app = create_app(make_tokenizer(), MODEL, client, doors=doors, max_queue_s=max_queue_s)
         server = uvicorn.Server(uvicorn_config(app, **tls))
         thread = threading.Thread(target=lambda: server.run(sockets=[door]), daemon=True)
         thread.start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{door.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, verify=_trusting(tls)) as client:
-                wait_until(lambda: client.get("/ready").status_code == 200)
+            with httpx.Client(base_url=url, verify=_trusting(tls)) as probe:
+                wait_until(lambda: probe.get("/ready").status_code == 200)
             yield ServedApp(url, engine)
         finally:
             server.should_exit = True

@@ -12,7 +12,9 @@ from server.sequence import FailureKind
 from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
 
-STATUS = {"internal": 500, "not_finite": 500, "engine_crash": 500}  # all others are 400
+# all others are 400
+STATUS = {"internal": 500, "not_finite": 500, "engine_crash": 500, "expired": 503}
+CODES = {"internal": None, "expired": "queue_timeout"}  # of all others: the kind
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -27,7 +29,7 @@ def test_before_the_first_byte_it_has_a_status(
     assert reply.status_code == STATUS.get(kind, 400)
     error = reply.json()["error"]
     assert error["type"] == ("server_error" if kind in STATUS else "invalid_request_error")
-    assert error["code"] == (None if kind == "internal" else kind)
+    assert error["code"] == CODES.get(kind, kind)
     assert error["param"] == ("structured_outputs" if kind.startswith("grammar") else None)
     wait_until(lambda: engine.num_running == 0)
     assert engine.aborted == [engine.submitted[0].seq_id]  # its sibling, and nothing that has ended

@@ -40,7 +40,9 @@ class Probes:
         self.drain = Drain()
         self._app = FastAPI()
         engine = cast(EngineClient, self.engine)
-        self._app.include_router(health_router(engine, progress, self.drain))
+        self.is_overloaded = False
+        router = health_router(engine, progress, self.drain, lambda: self.is_overloaded)
+        self._app.include_router(router)
 
     def get(self, path: str) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -129,3 +131,11 @@ def test_what_a_probe_is_told() -> None:
     assert reply.json() == {"status": "ok"}
     reply = Probes(Told(100.0)).get("/ready")
     assert (reply.json(), reply.headers["retry-after"]) == ({"status": "unavailable"}, "1")
+
+
+def test_while_requests_are_refused_for_overload_it_is_not_ready_but_healthy() -> None:
+    probes = Probes(Told())
+    probes.is_overloaded = True
+    assert probes.answers() == (503, 200)
+    probes.is_overloaded = False
+    assert probes.answers() == (200, 200)

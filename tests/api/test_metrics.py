@@ -67,10 +67,17 @@ _OURS = {
         (
             "build_info",
             "engine_progress_age_seconds",
+            "estimated_wait_limit_seconds",
+            "estimated_wait_seconds",
             "kept_streams",
             "open_sequences",
             "queue_bytes",
             "queue_limit_bytes",
+            "waiting_prompt_tokens",
+            "waiting_prompt_tokens_limit",
+            "waiting_sequences",
+            "waiting_sequences_limit",
+            "waiting_tokens",
         ),
         "gauge",
     ),
@@ -280,7 +287,10 @@ def test_what_others_count_is_on_the_page() -> None:
     reasons = {
         dict(labels)["reason"] for _, labels in page["vllm:admission_rejections_total"].samples
     }
-    assert reasons == {"engine_gone", "draining", "quarantined"}
+    assert reasons == {
+        *("engine_gone", "draining", "quarantined"),
+        *("overloaded", "rate_limited", "queue_timeout"),
+    }
 
 
 def test_queues_have_a_limit_and_open_sequences_are_seen(

@@ -38,8 +38,10 @@ _ERRORS = {
     409: "The Idempotency-Key came with another body before, or the beginning of its stream is gone.",
     413: "The body is too large.",
     415: "The body is not announced as application/json.",
+    429: "The API key is over one of its limits, or over its share; try again after Retry-After.",
     500: "A fault of ours.",
-    503: "The engine is not available, or the server is about to stop; try again after Retry-After.",
+    503: "The engine is not available, the server is overloaded or about to stop, or the request's turn did "
+    "not come in time; try again after Retry-After.",
 }
 _COMMON = (400, 500)  # a request that is no HTTP; a fault of ours
 _KEYED = (401, 403)
@@ -124,8 +126,8 @@ OPERATIONS = (
         "equal bytes. " + _IDEMPOTENT_TEXT + _STREAM_TEXT,
         body=CompletionRequest,
         examples=_EXAMPLES,
-        headers=("Idempotency-Key", "X-Stream-Resumable"),
-        errors=(*_OF_BODIES, 409, 503),
+        headers=("Idempotency-Key", "X-Stream-Resumable", "X-Request-Timeout"),
+        errors=(*_OF_BODIES, 409, 429, 503),
     ),
     Operation(
         "get",
@@ -275,6 +277,7 @@ def _error_responses() -> Json:
         for status, text in _ERRORS.items()
     }
     seconds = {"schema": {"type": "integer"}, "description": "Seconds."}
+    responses["Error429"]["headers"] = {"Retry-After": seconds}
     responses["Error503"]["headers"] = {"Retry-After": seconds}
     responses["Error401"]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     return responses

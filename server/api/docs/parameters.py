@@ -44,4 +44,10 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
         "1: the same as stream_options.resumable, for clients that cannot change the body.",
         enum=["0", "1"],
     ),
+    "X-Request-Timeout": _parameter(
+        "X-Request-Timeout",
+        "header",
+        "Seconds that the request may wait for its turn, where the server would let it wait longer.",
+        pattern=r"^[0-9]{1,4}(\.[0-9]{1,9})?$",
+    ),
 }

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from server.api.http.errors import error_response
+from server.api.http.limit_headers import NAMES
 
-_EXPOSED = ("X-Request-Id", "Retry-After", "X-Should-Retry", "Idempotent-Replayed")
+_EXPOSED = ("X-Request-Id", "Retry-After", "X-Should-Retry", "Idempotent-Replayed", *NAMES)
 
 
 class Cors(CORSMiddleware):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import ceil
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -80,7 +81,12 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _request_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestError)
     note_error(request.scope, exc.status, exc.code)
-    return error_response(exc.status, exc.message, param=exc.param, code=exc.code)
+    return request_error_response(exc)
+
+
+def request_error_response(exc: RequestError) -> Response:
+    headers = {} if exc.retry_after_s is None else {"Retry-After": str(ceil(exc.retry_after_s))}
+    return error_response(exc.status, exc.message, param=exc.param, code=exc.code, headers=headers)
 
 
 async def _engine_gone(request: Request, _: Exception) -> Response:

@@ -29,7 +29,8 @@ from server.ipc.frames import EngineInfo
 from server.sequence import FailureKind
 
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-_REJECTIONS = ("engine_gone", "draining")  # of valid requests, by why; also "quarantined"
+# of valid requests, by why; also "quarantined"
+_REJECTIONS = ("engine_gone", "draining", "overloaded", "rate_limited", "queue_timeout")
 _ENGINE_INDEX = "0"
 
 
@@ -58,6 +59,7 @@ class Metrics(Collector):
         self._failures: dict[str, int] = dict.fromkeys(get_args(FailureKind), 0)
         self._responses: Counter[str] = Counter()
         self._num_resumed = 0
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._num_streams: Callable[[], int] = lambda: 0
         self._progress_age_s: Callable[[], float] = engine.silence_s
         self.ttft = Histogram(TTFT_BUCKETS_S)
@@ -77,6 +79,10 @@ class Metrics(Collector):
     def watch(self, queue: Queue) -> None:
         """Its bytes and its limit are on the page from now on."""
         self._queues.append(queue)
+
+    def watch_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """One of ours: it is on the page from now on."""
+        self._gauges.append((f"continuo:{name}", text, value))
 
     def watch_streams(self, num_streams: Callable[[], int]) -> None:
         """How many can be resumed."""
@@ -209,6 +215,8 @@ class Metrics(Collector):
         yield make.gauge("continuo:kept_streams", text, self._num_streams())
         text = "Streams resumed on another connection."
         yield make.counter("continuo:resumed_streams", text, self._num_resumed)
+        for name, text, value in self._gauges:
+            yield make.gauge(name, text, value())
         used = {queue.name: queue.num_bytes() for queue in self._queues}
         yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
         limits = {queue.name: queue.max_bytes for queue in self._queues}

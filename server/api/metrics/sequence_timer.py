@@ -1,7 +1,9 @@
-"""One sequence's times, into the histograms of the metrics page. Knows no text and no engine."""
+"""One sequence's times, into the histograms of the metrics page; and the place that it was let in to, which
+ends with it. Knows no text and no engine."""
 
 from __future__ import annotations
 
+from server.api.admission.waiting_room import Place
 from server.api.metrics.metrics import Metrics
 from server.sequence import FailureKind, FirstOutput
 
@@ -17,9 +19,10 @@ class SequenceTimer:
         "_last_token_at",
         "_metrics",
         "_num_tokens",
+        "_place",
     )
 
-    def __init__(self, metrics: Metrics, arrived_at: float) -> None:
+    def __init__(self, metrics: Metrics, arrived_at: float, place: Place | None = None) -> None:
         self._metrics = metrics
         self._inter_token = metrics.inter_token
         self._arrived_at = arrived_at
@@ -27,9 +30,12 @@ class SequenceTimer:
         self._last_token_at = 0.0
         self._num_tokens = 0
         self._is_open = True
+        self._place = place
 
     def on_first(self, first: FirstOutput, now: float) -> None:
         """The prompt has been computed; to be called before its first token."""
+        if self._place is not None:
+            self._place.begin()
         self._metrics.queue_time.observe(first.queue_s)
         self._metrics.prefill_time.observe(max(0.0, now - self._arrived_at - first.queue_s))
 
@@ -59,10 +65,14 @@ class SequenceTimer:
             if num_tokens > 1:
                 metrics.token_time.observe(decode_s / (num_tokens - 1))
         self._is_open = False
+        if self._place is not None:
+            self._place.end(num_tokens, by_itself=True)
 
     def on_failure(self, kind: FailureKind) -> None:
         """It ended by a fault."""
         self._metrics.on_failure(kind)
+        if kind == "expired" and self._place is not None and self._place.expire():
+            self._metrics.on_rejection("queue_timeout")
         self._end_early("error")
 
     def on_abort(self) -> None:
@@ -73,3 +83,5 @@ class SequenceTimer:
         if self._is_open:
             self._metrics.on_finish(reason)
             self._is_open = False
+            if self._place is not None:
+                self._place.end(self._num_tokens)

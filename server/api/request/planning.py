@@ -66,7 +66,7 @@ class Plan:
         """A prompt counts once, not once for each of its choices."""
         return sum(map(len, self.prompts))
 
-    def requests(self) -> list[SequenceRequest]:
+    def requests(self, tenant: str = "", max_queue_s: float | None = None) -> list[SequenceRequest]:
         """Choice c of prompt p has the seq_id p * n + c."""
         first = replace(self.params, prompt_logprobs=self.prompt_logprobs)
         return [
@@ -77,6 +77,8 @@ class Plan:
                 params=self.params if choice else first,
                 cache_salt=self.request.cache_salt or "",
                 priority=self.request.priority or 0,
+                tenant=tenant,
+                max_queue_s=max_queue_s,
                 grammar=self.grammar,
             )
             for p, prompt_ids in enumerate(self.prompts)

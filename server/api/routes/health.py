@@ -1,11 +1,12 @@
 """/health and /ready. Neither enters the engine: they look at when it got on last, and at what.
 
-ready     connected, serving, got on in the last READY_AGE_S, not draining: send it requests
+ready     connected, serving, got on in the last READY_AGE_S, not draining, not overloaded: send it requests
 healthy   not stuck for longer than the supervisor would have let it: else nobody keeps it alive
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from fastapi import APIRouter
@@ -61,7 +62,10 @@ class HeardProgress:
 
 
 def health_router(
-    engine: EngineClient, progress: Progress | None = None, drain: Drain | None = None
+    engine: EngineClient,
+    progress: Progress | None = None,
+    drain: Drain | None = None,
+    is_overloaded: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
     router = APIRouter()
     drain = drain or Drain()
@@ -75,7 +79,8 @@ def health_router(
     @get_route(router, "/ready")
     async def ready() -> Response:
         is_getting_on = progress.phase() == SERVING and progress.age_s() <= READY_AGE_S
-        return _answer(engine.is_connected and is_getting_on and not drain.is_on)
+        takes_more = not drain.is_on and not is_overloaded()
+        return _answer(engine.is_connected and is_getting_on and takes_more)
 
     return router
 

@@ -1,0 +1,194 @@
+"""Five times more than it can do: an open loop over a real server, against what it does at its peak.
+
+One run, one server: idle requests one by one; a closed loop that keeps every row busy (the peak); then
+requests at five times that rate for two minutes, whatever comes back; then probes until a request is served
+as quickly as on an idle server. The generator shares the cores with the server: it takes from both figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import uvloop
+
+from benchmarks.report import Report
+from benchmarks.serving.live_server import live_server
+from server.bench.completion import complete
+from server.bench.config import BenchConfig
+from server.bench.connection import HttpClient
+from server.bench.load import Generator, LoadRun
+from server.bench.probe import ROUTES, probe
+from server.bench.record import Record
+from server.bench.requests import Requests
+from server.bench.target import parse_url
+
+OVERLOAD_S = 120.0
+PEAK_S = 30.0
+WIDTH = 64  # in the closed loop: a CPU engine's rows; more would be refused, and come back at once
+FACTOR = 5
+# What has been let in is served: with 30 s, the default, that is how long recovery takes.
+MAX_QUEUE_S = 3
+_IDLE_REQUESTS = 20
+_RECOVERY_LIMIT_S = 60.0
+_PROBE_EVERY_S = 0.1
+_GOOD_PROBES = 3  # in a row, the first of which counts
+_REFUSALS = ("HTTP 503", "HTTP 429")
+_PROMPT_TOKENS, _OUTPUT_TOKENS = "uniform:16,64", "uniform:64,192"
+
+
+@dataclass
+class Outcome:
+    idle: LoadRun
+    peak: LoadRun
+    overload: LoadRun
+    probes: list[Record]
+    fell_at_s: float  # when the load did
+
+
+async def _measure(url: str, overload_s: float, peak_s: float) -> Outcome:
+    config = BenchConfig(url=url, prompt_tokens=_PROMPT_TOKENS, output_tokens=_OUTPUT_TOKENS)
+    target = parse_url(url)
+    client = HttpClient(target)
+    requests = Requests(config, await probe(client, target, config))
+
+    async def send(body: bytes, record: Record) -> None:
+        await complete(client, target.post(ROUTES["completions"], body), record, config.timeout)
+
+    async def load(index: int, **fields: Any) -> LoadRun:
+        phase = replace(config, **fields)
+        run = LoadRun(phase.loads()[0])
+        await Generator(phase, requests, send, asyncio.Event()).run(run.load, index, run)
+        return run
+
+    async def probe_until_quick(limit_s: float, first_index: int) -> list[Record]:
+        probes: list[Record] = []
+        until_s = time.perf_counter() + _RECOVERY_LIMIT_S
+        while time.perf_counter() < until_s:
+            request = requests.make(99, first_index + len(probes))
+            record = Record(time.perf_counter(), request.max_tokens, request.prompt_tokens)
+            probes.append(record)
+            await send(request.body, record)
+            if len(probes) >= _GOOD_PROBES and all(
+                _is_quick(each, limit_s) for each in probes[-_GOOD_PROBES:]
+            ):
+                break
+            await asyncio.sleep(_PROBE_EVERY_S)
+        return probes
+
+    try:
+        idle = await load(0, concurrency="1", num_requests=_IDLE_REQUESTS)
+        peak = await load(1, concurrency=str(WIDTH), duration=peak_s)
+        rate = FACTOR * len(_done(peak)) / (peak.ended_s - peak.started_s)
+        flood = asyncio.ensure_future(load(2, rate=f"{rate:.3f}", duration=overload_s))
+        await asyncio.sleep(overload_s + 0.05)
+        fell_at_s = time.perf_counter()
+        probes = await probe_until_quick(2 * _median_ttft(idle), 0)
+        return Outcome(idle, peak, await flood, probes, fell_at_s)
+    finally:
+        client.close()
+
+
+def _is_quick(record: Record, limit_s: float) -> bool:
+    return record.is_ok and record.ttft_s is not None and record.ttft_s <= limit_s
+
+
+def _done(run: LoadRun) -> list[Record]:
+    return [record for record in run.records if record.is_ok]
+
+
+def _median_ttft(run: LoadRun) -> float:
+    return statistics.median(record.ttft_s or 0.0 for record in _done(run))
+
+
+def _tokens_per_s(run: LoadRun, begin_s: float, end_s: float) -> float:
+    """Generated in that time, for requests that were answered in full; an event may carry several."""
+    num_tokens = 0.0
+    for record in _done(run):
+        num_events = sum(begin_s <= at_s < end_s for at_s in record.text_s)
+        num_tokens += record.num_tokens * num_events / max(1, len(record.text_s))
+    return num_tokens / (end_s - begin_s)
+
+
+def _p(values: Sequence[float], percent: int) -> float:
+    """NaN of none."""
+    if len(values) < 2:
+        return values[0] if values else float("nan")
+    return statistics.quantiles(values, n=100)[percent - 1]
+
+
+def run(overload_s: float = OVERLOAD_S, peak_s: float = PEAK_S) -> Report:
+    report = Report(
+        "overload",
+        f"Embedded model, {FACTOR} times what it can do for {overload_s:.0f} s "
+        f"(--max-queue-seconds {MAX_QUEUE_S})",
+        ("", "value"),
+    )
+    flags = ("--no-log-requests", "--max-queue-seconds", str(MAX_QUEUE_S))
+    with live_server(*flags) as (port, _):
+        outcome = uvloop.run(_measure(f"http://127.0.0.1:{port}", overload_s, peak_s))
+    for name, value in _figures(outcome).items():
+        report.add(name, value)
+        report.figures[name] = value
+    report.samples = {"refusal ms": [r.e2e_s * 1e3 for r in _refused(outcome.overload)][:5000]}
+    report.plot = _plot(outcome)
+    return report
+
+
+def _refused(run: LoadRun) -> list[Record]:
+    return [record for record in run.records if record.failure in _REFUSALS]
+
+
+def _figures(outcome: Outcome) -> dict[str, float]:
+    peak, flood = outcome.peak, outcome.overload
+    # Rows fill at the beginning; what is in them at the end of the peak is still answered.
+    settled_s = peak.started_s + (peak.ended_s - peak.started_s) / 4
+    best = _tokens_per_s(peak, settled_s, max(each.due_s for each in peak.records))
+    good = _tokens_per_s(flood, flood.started_s + MAX_QUEUE_S, outcome.fell_at_s)
+    refusals_ms = [each.e2e_s * 1e3 for each in _refused(flood)]
+    server_ms = [(each.end_s - each.sent_s) * 1e3 for each in _refused(flood)]
+    ttft_s = [each.ttft_s for each in _done(flood) if each.ttft_s is not None]
+    failures = Counter(each.failure for each in flood.records if not each.is_ok)
+    others = sum(count for name, count in failures.items() if name not in _REFUSALS)
+    recovered = outcome.probes[-_GOOD_PROBES:][0]
+    recovery_s = recovered.due_s - outcome.fell_at_s
+    span_s = outcome.fell_at_s - flood.started_s
+    return {
+        "idle TTFT p50 ms": _median_ttft(outcome.idle) * 1e3,
+        "peak tokens/s": best,
+        "offered requests/s": len(flood.records) / span_s,
+        "served requests/s": len(_done(flood)) / span_s,
+        "goodput tokens/s": good,
+        "goodput / peak": good / best,
+        "refused": float(len(refusals_ms)),
+        "refusal p50 ms": _p(refusals_ms, 50),
+        "refusal p99 ms": _p(refusals_ms, 99),
+        "refusal p99 ms, from when it was sent": _p(server_ms, 99),
+        "TTFT of served p99 s": _p(ttft_s, 99),
+        "other failures": float(others),
+        "recovery s": recovery_s if _is_quick(recovered, _RECOVERY_LIMIT_S) else float("nan"),
+        "generator lag p99 ms": _p([each.lag_s * 1e3 for each in flood.records], 99),
+        "generator share of a core": flood.cpu_s / (flood.ended_s - flood.started_s),
+    }
+
+
+def _plot(outcome: Outcome) -> Any:
+    def draw(axes: Any) -> None:
+        start_s = outcome.overload.started_s
+        refused = [(r.due_s - start_s, r.e2e_s) for r in _refused(outcome.overload)]
+        served = [(r.due_s - start_s, r.ttft_s or 0.0) for r in _done(outcome.overload)]
+        probes = [(r.due_s - start_s, r.ttft_s or 0.0) for r in outcome.probes if r.is_ok]
+        for name, points in (("refused", refused), ("TTFT", served), ("TTFT, after", probes)):
+            if points:
+                axes.plot(*zip(*points, strict=True), ".", markersize=2, label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("seconds until it was answered")
+        axes.legend()
+
+    return draw

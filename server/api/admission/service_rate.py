@@ -1,0 +1,142 @@
+"""What a token costs, as measured while the engine has more than it can do. Knows no request's owner.
+
+While sequences wait the engine is busy all the time: so the time between two of its frames is what the rows
+of its steps took. A prompt's row and a generated one cost differently; both costs are fitted by least squares
+over the last seconds of such time, each sample weighted by 1 / rows: for rows of one kind it is time / rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from server.ipc.frames import EngineStats
+
+_MEMORY_S = 5.0  # of busy time: what lies so far back counts 1/e
+_SAMPLE_S = 0.1  # of busy time: frames are put together to so much
+_MEMORY_TOKENS = 20_000.0  # promised to ended sequences: the same, of how much of it they used
+_BUSY_SHARE = (
+    0.5  # of rows or blocks in use, or prompts computed: else who waits may wait for a grammar
+)
+_RIDGE = 1e-3  # pulls both costs to their common mean where the samples cannot tell them apart
+
+
+class Sizes(NamedTuple):
+    """Of the engine, to know by its gauges when it is busy."""
+
+    num_rows: int
+    num_blocks: int
+
+
+class _Sample(NamedTuple):
+    seconds: float
+    num_steps: int
+    prompt_rows: int
+    generated: int
+
+
+_NOTHING = _Sample(0.0, 0, 0, 0)
+
+
+class ServiceRate:
+    """Fed with each frame's stats and each sequence's end. Seconds per token; 0 before it was measured."""
+
+    def __init__(self) -> None:
+        self.prompt_cost_s = 0.0
+        self.token_cost_s = 0.0
+        self.mean_cost_s = 0.0
+        self.step_s = 0.0
+        self.num_steps = 0  # of all engines
+        self.used_share = 1.0  # of max_tokens that sequences generate before they end
+        self.computed_share = 1.0  # of prompt tokens that are not found in the cache
+        self._last: EngineStats | None = None
+        self._last_s = 0.0
+        self._pending = _NOTHING  # of the sample so far
+        self._busy_s = 0.0  # this and the next with memory
+        self._busy_steps = 0.0
+        self._sums = (0.0,) * 5  # pp, pg, gg, pt, gt of the samples
+        self._promised = 0.0
+        self._used = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        return self.mean_cost_s > 0
+
+    def on_stats(self, stats: EngineStats, now_s: float, sizes: Sizes) -> None:
+        last, self._last = self._last, stats
+        last_s, self._last_s = self._last_s, now_s
+        if last is None or stats.num_steps <= last.num_steps:
+            return
+        num_steps = stats.num_steps - last.num_steps
+        self.num_steps += num_steps
+        num_generated = stats.num_generated_tokens - last.num_generated_tokens
+        num_prompt = max(0, stats.num_step_tokens - last.num_step_tokens - num_generated)
+        if not (last.num_waiting and stats.num_waiting) or not (
+            num_prompt or _is_full(stats, sizes)
+        ):
+            self._pending = _NOTHING
+            return
+        seconds, steps, prompt_rows, generated = self._pending
+        self._pending = _Sample(
+            seconds + now_s - last_s,
+            steps + num_steps,
+            prompt_rows + num_prompt,
+            generated + num_generated,
+        )
+        if self._pending.seconds >= _SAMPLE_S:
+            self._fit(self._pending)
+            self._pending = _NOTHING
+            if stats.num_cache_queries:
+                self.computed_share = 1 - stats.num_cache_hits / stats.num_cache_queries
+
+    def on_lost(self) -> None:
+        """The next engine counts from 0; what this one was seen to do is the best guess at it."""
+        self._last = None
+        self._pending = _NOTHING
+
+    def on_finish(self, num_tokens: int, max_tokens: int) -> None:
+        """A sequence has ended by itself."""
+        keep = math.exp(-max_tokens / _MEMORY_TOKENS)
+        self._promised = self._promised * keep + max_tokens
+        self._used = self._used * keep + num_tokens
+        if self._promised:
+            self.used_share = self._used / self._promised
+
+    def seconds(self, num_prompt_tokens: int, max_tokens: int) -> float:
+        """What so much will take; 0 before anything was measured."""
+        prompts_s = num_prompt_tokens * self.computed_share * self.prompt_cost_s
+        return prompts_s + max_tokens * self.used_share * self.token_cost_s
+
+    def _fit(self, sample: _Sample) -> None:
+        t, num_steps, prompt_rows, generated = sample
+        if not prompt_rows + generated:
+            return
+        keep = math.exp(-t / _MEMORY_S)
+        self._busy_s = keep * self._busy_s + t
+        self._busy_steps = keep * self._busy_steps + num_steps
+        self.step_s = self._busy_s / self._busy_steps
+        weight = 1 / (prompt_rows + generated)
+        p, g = weight * prompt_rows, weight * generated
+        new = (p * prompt_rows, p * generated, g * generated, p * t, g * t)
+        pp, pg, gg, pt, gt = (keep * old + each for old, each in zip(self._sums, new, strict=True))
+        self._sums = (pp, pg, gg, pt, gt)
+        total = pp + 2 * pg + gg
+        mean = (pt + gt) / total  # the best common cost of both
+        ridge = _RIDGE * total
+        a, d = pp + ridge, gg + ridge
+        b_p, b_g = pt + ridge * mean, gt + ridge * mean
+        determinant = a * d - pg * pg
+        prompt_cost = (b_p * d - b_g * pg) / determinant
+        token_cost = (b_g * a - b_p * pg) / determinant
+        if prompt_cost < 0:
+            prompt_cost, token_cost = 0.0, b_g / d
+        elif token_cost < 0:
+            prompt_cost, token_cost = b_p / a, 0.0
+        self.prompt_cost_s, self.token_cost_s, self.mean_cost_s = prompt_cost, token_cost, mean
+
+
+def _is_full(stats: EngineStats, sizes: Sizes) -> bool:
+    return (
+        stats.num_running >= _BUSY_SHARE * sizes.num_rows
+        or stats.num_used_blocks >= _BUSY_SHARE * sizes.num_blocks
+    )

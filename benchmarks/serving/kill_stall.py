@@ -133,7 +133,9 @@ def _read(streams: Streams, kill: Kill, waiting: set[int]) -> None:
         if name in waiting and kill.spawned and now > kill.spawned:
             waiting.discard(name)
             kill.resumed.append((before, now))
-    waiting.intersection_update(streams.last_event)  # the others had their last token before the kill
+    waiting.intersection_update(
+        streams.last_event
+    )  # the others had their last token before the kill
 
 
 def _engine_pid() -> int:

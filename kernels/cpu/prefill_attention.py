@@ -19,6 +19,7 @@ from numba import njit, prange
 
 from kernels.cpu.arrays import Array
 from kernels.cpu.compiled import kernel
+from kernels.cpu.kinds import Kind
 from kernels.cpu.scalar import exp, store, widen
 from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 
@@ -26,8 +27,8 @@ KV_TILE = 64  # a multiple of every PANEL
 QUERY_TILE = 128
 
 _ROWS = GEOMETRY.rows
-_rows_tile = make_tile(_ROWS, "f32")
-_row_tile = make_tile(1, "f32")
+_rows_tile = make_tile(_ROWS, Kind.F32)
+_row_tile = make_tile(1, Kind.F32)
 _NEVER = np.float32(-3.4e38)
 
 

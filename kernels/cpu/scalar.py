@@ -1,4 +1,4 @@
-"""Scalars of the CPU kernels: bf16 as the upper 16 bits of an fp32, exp and GELU in plain fp32 steps.
+"""Scalars of the CPU kernels: bf16 as the upper 16 bits of an fp32, exp in plain fp32 steps.
 
 Every function is a fixed sequence of IEEE operations (no fused or reordered ones), so a value is the
 same in a vector lane and in a loop's remainder. bf16 arrays are uint16 views of the tensors.
@@ -22,12 +22,7 @@ _ROUNDER = _F(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds to an
 _EXP_MIN, _EXP_MAX = _F(-87.0), _F(88.0)
 _E5, _E4, _E3 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _E2, _E1, _E0 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
-_ZERO, _HALF, _ONE = _F(0.0), _F(0.5), _F(1.0)
-_GELU_SLOPE, _GELU_CUBIC = _F(-1.5957691216), _F(0.044715)  # -2 * sqrt(2 / pi)
-_SQRT_HALF = _F(0.70710678)
-_ERF_P = _F(0.3275911)
-_ERF_1, _ERF_2, _ERF_3 = _F(0.254829592), _F(-0.284496736), _F(1.421413741)
-_ERF_4, _ERF_5 = _F(-1.453152027), _F(1.061405429)
+_ONE = _F(1.0)
 
 
 def _type_bits_to_float(typing: Any, bits: Any) -> Any:
@@ -109,19 +104,3 @@ def exp(x: Any) -> Any:
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = ((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _E0
     return (p * (r * r) + r + _ONE) * _power_of_two(rounded)
-
-
-@njit(error_model="numpy")  # a division that may raise cannot be a vector
-def gelu_tanh(x: Any) -> Any:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as x * sigmoid of twice the inner value."""
-    return x / (_ONE + exp(_GELU_SLOPE * (x + _GELU_CUBIC * x * x * x)))
-
-
-@njit(error_model="numpy")  # a division that may raise cannot be a vector
-def gelu_erf(x: Any) -> Any:
-    """0.5 x (1 + erf(x / sqrt 2)); erf by Abramowitz and Stegun 7.1.26, within 1.5e-7."""
-    z = abs(x) * _SQRT_HALF
-    t = _ONE / (_ONE + _ERF_P * z)
-    series = ((((_ERF_5 * t + _ERF_4) * t + _ERF_3) * t + _ERF_2) * t + _ERF_1) * t
-    erf = _ONE - series * exp(-z * z)
-    return _HALF * x * (_ONE + (erf if x >= _ZERO else -erf))

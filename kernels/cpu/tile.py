@@ -14,14 +14,13 @@ oneDNN with bf16 output and one row padded to two; the whole `linear` takes 8 to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-Kind = Literal["f32", "bf16", "bf16_dot"]
+from kernels.cpu.kinds import Kind, host_features
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,6 @@ class Geometry:
     lanes: int
     vectors: int
     rows: int
-
-
-def host_features() -> frozenset[str]:
-    """The CPU features that numba compiles for."""
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def host_geometry(features: frozenset[str]) -> Geometry:
@@ -49,7 +43,6 @@ def host_geometry(features: frozenset[str]) -> Geometry:
 
 GEOMETRY = host_geometry(host_features())
 PANEL = GEOMETRY.lanes * GEOMETRY.vectors  # columns of w that lie together
-HAS_BF16_DOT = {"avx512f", "avx512bf16"} <= host_features()
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), GEOMETRY.lanes)
@@ -89,17 +82,17 @@ def _widen(builder: ir.IRBuilder, shorts: ir.Value) -> ir.Value:
 
 
 def _load_w(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
-    if kind == "f32":
+    if kind == Kind.F32:
         return _load(builder, address, _FLOATS, 4)
-    if kind == "bf16":
+    if kind == Kind.BF16:
         return _widen(builder, _load(builder, address, _SHORTS, 2))
     return builder.bitcast(_load(builder, address, _INTS, 4), _BFLOATS)
 
 
 def _load_x(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
-    if kind == "f32":
+    if kind == Kind.F32:
         return _splat(builder, _load(builder, address, ir.FloatType(), 4), _FLOATS)
-    if kind == "bf16":
+    if kind == Kind.BF16:
         scalar = builder.zext(_load(builder, address, _I16, 2), _I32)
         scalar = builder.bitcast(builder.shl(scalar, _I32(16)), ir.FloatType())
         return _splat(builder, scalar, _FLOATS)
@@ -107,7 +100,7 @@ def _load_x(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
 
 
 def _declare_multiply_add(module: ir.Module, kind: Kind) -> Any:
-    if kind == "bf16_dot":  # two products a lane, k ascending by pairs
+    if kind == Kind.BF16_DOT:  # two products a lane, k ascending by pairs
         signature = ir.FunctionType(_FLOATS, [_FLOATS, _BFLOATS, _BFLOATS])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
     else:
@@ -120,11 +113,11 @@ def _declare_multiply_add(module: ir.Module, kind: Kind) -> Any:
 def make_tile(rows: int, kind: Kind) -> Any:
     """tile(x, x_stride, w, acc, depth): addresses and a row stride in bytes.
 
-    `depth` counts steps over k: pairs for bf16_dot, whose w is [k / 2, PANEL, 2]; else w is [k, PANEL].
+    `depth` counts steps over k: pairs for BF16_DOT, whose w is [k / 2, PANEL, 2]; else w is [k, PANEL].
     `acc` [rows, PANEL] fp32 is overwritten.
     """
-    x_bytes = 2 if kind == "bf16" else 4
-    w_vector_bytes = GEOMETRY.lanes * (2 if kind == "bf16" else 4)
+    x_bytes = 2 if kind == Kind.BF16 else 4
+    w_vector_bytes = GEOMETRY.lanes * (2 if kind == Kind.BF16 else 4)
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
         x, x_stride, w, acc, depth = args
@@ -145,7 +138,7 @@ def make_tile(rows: int, kind: Kind) -> Any:
                 for place, column in zip(sums[r], columns, strict=True):
                     old = builder.load(place)
                     operands = (
-                        [old, factor, column] if kind == "bf16_dot" else [factor, column, old]
+                        [old, factor, column] if kind == Kind.BF16_DOT else [factor, column, old]
                     )
                     builder.store(builder.call(multiply_add, operands), place)
         for r in range(rows):

@@ -34,7 +34,7 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     for weight in (torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t()):
         packed = linear.pack_linear(weight, None, dtype)
     for out in (hidden, fp32):
-        arguments = hidden, packed.weight, packed.kind, packed.bias, linear.NONE, out
+        arguments = hidden, packed.weight, packed.kind.value, packed.bias, linear.NONE, out
         linear._linear_panels(*arguments, 0, 1)
         linear._linear_threads(*arguments, 1)
     decode = qkv, k, v, lens, index, tables, one, hidden

@@ -20,6 +20,7 @@ import llvmlite.binding as llvm
 import numba
 
 import kernels.cpu  # noqa: F401  (gives numba its cache directory)
+from kernels.cpu.kinds import BF16_KINDS
 
 _PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy", "llguidance")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -60,10 +61,11 @@ def system_fingerprint(
 
 
 def host_cpu() -> dict[str, str]:
-    """What LLVM compiles our CPU kernels for: the choice of vector width and instructions."""
+    """What LLVM compiles our CPU kernels for, and what the operating system lets them use."""
     return {
         "name": llvm.get_host_cpu_name(),
         "features": llvm.get_host_cpu_features().flatten(),
+        "bf16": BF16_KINDS[0].name,
     }
 
 

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from kernels.cpu.kinds import BF16_KINDS, Kind
 from kernels.cpu.threads import set_threads
-from kernels.cpu.tile import HAS_BF16_DOT
 from kernels.cpu.warm_up import warm_up
 from server.board import Board
 from server.config import CPU_DTYPES, EngineConfig, Limits
@@ -59,13 +59,13 @@ def resolve(
     config: EngineConfig,
     gpt_config: GPTConfig,
     *,
-    has_bf16_dot: bool = HAS_BF16_DOT,
+    bf16_kind: Kind = BF16_KINDS[0],
     has_gpu: bool | None = None,
 ) -> Resolved:
     """Choose what is "auto" or None, except the size of the KV cache. Raises ConfigError."""
     has_gpu = torch.cuda.is_available() if has_gpu is None else has_gpu
     device, why_device = _device(config, has_gpu)
-    dtype, why_dtype = _dtype(config, device, has_bf16_dot)
+    dtype, why_dtype = _dtype(config, device, bf16_kind)
     context = gpt_config.n_positions
     max_model_len = context if config.max_model_len is None else config.max_model_len
     if max_model_len > context:
@@ -98,7 +98,7 @@ def _device(config: EngineConfig, has_gpu: bool) -> tuple[Literal["cpu", "cuda"]
 
 
 def _dtype(
-    config: EngineConfig, device: str, has_bf16_dot: bool
+    config: EngineConfig, device: str, bf16_kind: Kind
 ) -> tuple[Literal["bfloat16", "float16", "float32"], str]:
     if config.dtype != "auto":
         if device == "cpu" and config.dtype not in CPU_DTYPES:
@@ -108,7 +108,7 @@ def _dtype(
         return config.dtype, ""
     if device == "cuda":
         return "bfloat16", ": half the bytes of float32, and its range"
-    if has_bf16_dot:
+    if bf16_kind != Kind.BF16:
         return "bfloat16", ": this CPU multiplies it directly, in half the bytes of float32"
     return "float32", ": this CPU has no bfloat16 dot product"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.cpu.kinds import Kind
 from server.runner import fingerprint
 from server.runner.fingerprint import (
     file_sha256,
@@ -39,6 +40,11 @@ def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     found.append(system_fingerprint(model_dir, "float32", [1]))
     other_cpu = {**host_cpu(), "features": "+sse2"}
     found.append(system_fingerprint(model_dir, "float32", [], other_cpu))
+    with monkeypatch.context() as patch:
+        kinds = set(Kind) - {fingerprint.BF16_KINDS[0]}
+        for kind in kinds:  # as where the operating system refuses AMX
+            patch.setattr(fingerprint, "BF16_KINDS", (kind,))
+            found.append(system_fingerprint(model_dir, "float32", []))
     weights = model_dir / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -9,6 +9,7 @@ import numba
 import pytest
 import torch
 
+from kernels.cpu.kinds import Kind
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import read_config
@@ -18,14 +19,14 @@ from tests.runner.rig import NEVER_SAMPLED
 
 def test_auto_is_resolved_and_said(tiny_model_dir: Path) -> None:
     gpt_config = read_config(tiny_model_dir)
-    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=True, has_gpu=False)
+    found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16_DOT, has_gpu=False)
     assert (found.config.device, found.config.dtype) == ("cpu", "bfloat16")
     assert found.limits == Limits(16384, 64, 512, 16)
     assert any("bfloat16: this CPU" in line for line in found.lines)
-    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=False, has_gpu=False)
+    found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16, has_gpu=False)
     assert found.config.dtype == "float32"
     assert any("float32: this CPU has no" in line for line in found.lines)
-    found = resolve(EngineConfig(), gpt_config, has_bf16_dot=False, has_gpu=True)
+    found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16, has_gpu=True)
     assert (found.config.device, found.config.dtype) == ("cuda", "bfloat16")
     assert found.limits == Limits(16384, 256, 4096, 16)
     assert found.lines[0] == "device cuda: torch sees a GPU"
@@ -33,7 +34,7 @@ def test_auto_is_resolved_and_said(tiny_model_dir: Path) -> None:
 
 def test_what_was_given_stays(tiny_model_dir: Path) -> None:
     given = EngineConfig(device="cpu", dtype="float32", max_model_len=100)
-    found = resolve(given, read_config(tiny_model_dir), has_bf16_dot=True, has_gpu=True)
+    found = resolve(given, read_config(tiny_model_dir), bf16_kind=Kind.BF16_DOT, has_gpu=True)
     assert found.config == given
     assert found.limits == Limits(100, 64, 512, 16)
     assert "max_model_len 100 tokens, of the model's 16384" in found.lines

@@ -9,8 +9,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from kernels.cpu.kinds import BF16_KINDS, Kind
 from kernels.cpu.linear import pack_linear
-from kernels.cpu.tile import HAS_BF16_DOT
 from server.model import gpt
 from server.model.gpt import GPT
 from server.sequence import SequenceRequest
@@ -33,16 +33,15 @@ PARAMS = (
 
 
 MODELS = {
-    "float32": (torch.float32, False),
-    "bfloat16": (torch.bfloat16, HAS_BF16_DOT),
-    **({"bfloat16 by FMA": (torch.bfloat16, False)} if HAS_BF16_DOT else {}),
+    "float32": (torch.float32, BF16_KINDS),
+    **{kind.name: (torch.bfloat16, (kind, Kind.BF16)) for kind in BF16_KINDS},
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> GPT:
-    dtype, use_dot = MODELS[request.param]
-    with patch.object(gpt, "pack_linear", partial(pack_linear, use_dot=use_dot)):
+    dtype, kinds = MODELS[request.param]
+    with patch.object(gpt, "pack_linear", partial(pack_linear, kinds=kinds)):
         return load_tiny(tiny_model_dir, dtype)
 
 

@@ -15,6 +15,7 @@ BENCHMARKS = {  # name: module
     "decode_124m": "benchmarks.serving.decode_124m",
     "http_tax": "benchmarks.serving.http_tax",
     "structured": "benchmarks.serving.structured",
+    "fairness": "benchmarks.serving.fairness",
     "replay_cost": "benchmarks.serving.replay_cost",
     "invariance_price": "benchmarks.serving.invariance_price",
     "kill_stall": "benchmarks.serving.kill_stall",

@@ -21,11 +21,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from server.board import Board
+from server.engine.deadlines import Deadlines
+from server.engine.refusals import refuse_strange_ids
 from server.engine.scheduler import ScheduledStep, Scheduler
 from server.engine.sequence_state import SequenceState
 from server.engine.step_results import logprobs_of, new_prompt_logprobs, sampling
 from server.engine.token_masks import TokenMasks
-from server.errors import RequestError
 from server.faults import log_fault
 from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineStats
@@ -40,6 +41,9 @@ from server.sequence import (
 )
 
 _log = logging.getLogger(__name__)
+
+# Sequences without a row. The api admits far fewer; a bound of our own needs nobody's good will.
+MAX_WAITING = 16_384
 
 Output = tuple[int, SequenceOutput]  # (owner, what a step added to one of its sequences)
 
@@ -79,6 +83,7 @@ class Engine:
         self._board_keys = b""  # theirs
         self._max_steps_in_flight = runner.max_steps_in_flight
         self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()  # oldest first
+        self._deadlines = Deadlines()
         self._failures: list[tuple[int, SequenceFailure]] = []  # not handed out yet
         self._is_stalled = False  # nothing could be scheduled, and nothing is in flight
         self._num_steps = 0
@@ -109,10 +114,16 @@ class Engine:
 
     def submit(self, request: SequenceRequest, owner: int = 0, now_s: float = 0.0) -> None:
         """Raises RequestError for a sequence that could never be finished, whose id is in use, or with
-        a token id that is none. A fault of ours becomes the sequence's failure."""
-        self._refuse(request)
+        a token id that is none. A fault of ours becomes the sequence's failure, and so does a queue of
+        MAX_WAITING in front of it."""
+        refuse_strange_ids(request, self._vocab_size)
+        if self._scheduler.num_waiting >= MAX_WAITING and not request.emitted_ids:
+            self._failures.append((owner, SequenceFailure(request.seq_id, "expired")))
+            return
         seq = self._scheduler.submit(request, owner)
         seq.submitted_s = now_s
+        if request.max_queue_s is not None and not request.emitted_ids:
+            self._deadlines.add(seq, request.max_queue_s)
         failure = self._open(seq)
         if seq.is_gated:
             self._scheduler.gate(seq)
@@ -125,19 +136,6 @@ class Engine:
         except Exception as error:
             log_fault("what a sequence may draw could not be found out", error)
             return "internal"
-
-    def _refuse(self, request: SequenceRequest) -> None:
-        params = request.params
-        for ids, name in (
-            (request.prompt_ids, "prompt"),
-            (request.emitted_ids, "emitted_ids"),
-            (params.allowed_token_ids, "allowed_token_ids"),
-            *((word, "bad_words") for word in params.bad_words),
-        ):
-            if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
-                raise RequestError(
-                    f"Token ids are at least 0 and below {self._vocab_size}.", param=name
-                )
 
     def abort(self, seq_id: int, owner: int = 0) -> None:
         """No output of it follows, and its blocks are free. Unknown and finished ids are ignored."""
@@ -154,6 +152,9 @@ class Engine:
         """Dispatch a step if there is anything to schedule; then, unless the runner takes another one
         first, wait for the oldest and return what it added."""
         self._open_gates()
+        if now_s >= self._deadlines.next_s:
+            for seq in self._deadlines.expired(now_s):
+                self._fail(seq, "expired")
         scheduler, in_flight = self._scheduler, self._in_flight
         num_preemptions = scheduler.num_preemptions
         step = scheduler.schedule(self._num_steps)
@@ -302,7 +303,8 @@ class Engine:
         self._num_prompt_tokens += seq.num_prompt_tokens
         return FirstOutput(seq.num_cached_tokens or 0, seq.queue_s or 0.0)
 
-    def stats(self) -> EngineStats:
+    def stats(self, busy_s: float = 0.0) -> EngineStats:
+        """`busy_s` is the caller's to measure."""
         scheduler = self._scheduler
         return EngineStats(
             num_steps=self._num_steps,
@@ -316,6 +318,9 @@ class Engine:
             num_cache_queries=scheduler.num_cache_queries,
             num_cache_hits=scheduler.num_cache_hits,
             num_replayed_tokens=scheduler.num_replayed_tokens,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
+            num_owed_tokens=scheduler.num_owed_tokens,
+            busy_s=busy_s,
         )
 
     def check_integrity(self) -> None:

@@ -22,7 +22,9 @@ from server.sequence import SequenceFailure, SequenceRequest
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5  # half of the second after which an api may call the silence a stall
-MASK_WAIT_S = 0.05  # how late the end of a grammar that takes too long may be noticed
+MASK_WAIT_S = (
+    0.05  # how late a grammar that takes too long, or a deadline in the queue, may be noticed
+)
 
 
 class EngineLoop:
@@ -42,6 +44,7 @@ class EngineLoop:
         self._board = board
         self._refused: list[tuple[int, SequenceFailure]] = []  # not sent yet
         self._heartbeat_at_s = clock()
+        self._busy_s = 0.0  # in turns with a step, also for sending what it added
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Until `should_stop`, which is asked between two steps and at least every HEARTBEAT_S."""
@@ -53,7 +56,10 @@ class EngineLoop:
         engine = self._engine
         for owner, frame in self._server.poll(0.0 if engine.can_step else self._max_wait_s()):
             self._apply(owner, frame)
-        self._send(engine.step(self._clock()))
+        started_s, is_busy = self._clock(), engine.has_work
+        self._send(engine.step(started_s))
+        if is_busy:
+            self._busy_s += self._clock() - started_s
         if self._board is not None and not engine.is_stuck:
             self._board.tick()
 
@@ -110,7 +116,7 @@ class EngineLoop:
             self._send_to(owner, frame)
 
     def _new_frame(self) -> StepOutput:
-        return StepOutput([], self._engine.stats(), [], [])
+        return StepOutput([], self._engine.stats(self._busy_s), [], [])
 
     def _send_to(self, owner: int, frame: StepOutput) -> None:
         try:

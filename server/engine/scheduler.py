@@ -1,7 +1,8 @@
 """Which tokens are computed next, and in which blocks. A pure function of events: no clock, thread,
 socket or tensor in here.
 
-    waiting   by priority, then in order of arrival; the preempted in front of their equals
+    waiting   the tenant that was given least first; one tenant's by priority, then in order of arrival,
+              the preempted in front of their equals
     running   in order of admission; each has a row, and blocks for every token it has
 
 A step may be scheduled before the results of earlier ones are known: counts are of what is dispatched,
@@ -14,18 +15,31 @@ is not ready: it is not admitted, or keeps its row and blocks and sits a step ou
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 from server.engine.block_manager import BlockManager
+from server.engine.fairness import (
+    MAX_PREEMPTIONS,
+    last_preemptible,
+    min_lead,
+    seniority,
+    who_makes_room,
+)
+from server.engine.integrity import check_scheduler
+from server.engine.refusals import refuse_endless
 from server.engine.sequence_state import SequenceState
+from server.engine.tenants import Tenants, settle
 from server.engine.waiting import WaitingQueue
-from server.errors import ContextLengthError, RequestError
+from server.errors import RequestError
 from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch
 from server.sequence import SequenceKey, SequenceRequest
 
-# Preemptions of one sequence before its worst case is reserved. Each costs one replay, so the work
-# done twice stays under three times what was asked; reserving at once would keep blocks empty.
-MAX_PREEMPTIONS = 3
+# Full contexts that may be asked for in front of the oldest that waits: by a higher priority, or because
+# it is too large for the blocks that are free.
+PATIENCE = 8
+_MAX_LOOKED_AT = 4  # behind one that is too large
+_MAX_AT_ONCE = 4  # preemptions in a step for other tenants, and sequences for which
 
 
 class ScheduledStep(NamedTuple):
@@ -36,7 +50,8 @@ class ScheduledStep(NamedTuple):
 
 
 class Scheduler:
-    """By priority, then first come, first served; over `max_num_seqs` rows and the blocks of `blocks`."""
+    """Fair to tenants; within one by priority, then first come, first served. Over `max_num_seqs` rows and
+    the blocks of `blocks`."""
 
     def __init__(
         self,
@@ -52,13 +67,18 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.sequences: dict[SequenceKey, SequenceState] = {}
-        self.waiting = WaitingQueue()
+        self.tenants = Tenants()
+        self.waiting = WaitingQueue(PATIENCE * max_model_len)
         self.running: list[SequenceState] = []
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._due: list[SequenceState] = []  # reached `due_at`, and not served since
+        self._min_lead = min_lead(max_num_seqs)
         self._num_arrivals = 0
         self._num_admissions = 0
         self.num_gated = 0  # of `sequences`
+        self.num_waiting = 0  # without a row, for want of one or of what they may draw
+        self.num_waiting_tokens = 0  # rows that those ask for
+        self._num_asked_tokens = 0  # rows of what is open and what has been scheduled
         self.num_scheduled_tokens = 0  # of all steps
         self.num_preemptions = 0
         self.num_cache_queries = 0
@@ -66,24 +86,23 @@ class Scheduler:
         self.num_replayed_tokens = 0
 
     @property
-    def num_waiting(self) -> int:
-        """Without a row, for want of one or of what they may draw."""
-        num_waiting = len(self.waiting)
-        if self.num_gated:
-            num_waiting += sum(
-                seq.row < 0 and not seq.is_ready and not seq.is_all_dispatched
-                for seq in self.sequences.values()
-            )
-        return num_waiting
+    def num_owed_tokens(self) -> int:
+        """Rows still to be computed, if nothing ends before its max_tokens."""
+        return self._num_asked_tokens - self.num_scheduled_tokens
 
     def submit(self, request: SequenceRequest, owner: int) -> SequenceState:
         """Queue a sequence. Raises RequestError for one that could never be finished."""
         seq = SequenceState.from_request(request, owner, self.max_model_len)
-        self._refuse(seq)
+        refuse_endless(seq, self.blocks, self.max_model_len)
+        if seq.key in self.sequences:
+            raise RequestError("A sequence with this id is not finished yet.", param="seq_id")
         seq.arrival = self._num_arrivals
         self._num_arrivals += 1
         self.sequences[seq.key] = seq
-        self.waiting.add(seq)
+        seq.tenant = self.tenants.open(seq)
+        self._num_asked_tokens += seq.max_num_slots
+        self._count_waiting(seq, 1)
+        self._enqueue(seq)
         return seq
 
     def gate(self, seq: SequenceState) -> None:
@@ -96,7 +115,7 @@ class Scheduler:
         """What it may draw next is known: `seq.allowed`."""
         seq.is_ready = True
         if seq.row < 0:
-            self.waiting.add(seq)
+            self._enqueue(seq)
 
     def end(self, ended: list[SequenceState]) -> None:
         """Forget finished or aborted sequences, wherever they are, all of a step at once."""
@@ -105,7 +124,21 @@ class Scheduler:
             del self.sequences[seq.key]
             self.waiting.remove(seq)
             self.num_gated -= seq.is_gated
+            self._num_asked_tokens -= seq.max_num_slots - seq.num_computed_tokens
+            if seq.row < 0 and not seq.is_all_dispatched:
+                self._count_waiting(seq, -1)
         self._leave([seq for seq in ended if seq.row >= 0])
+        for seq in ended:
+            self.tenants.close(seq.tenant)
+
+    def _enqueue(self, seq: SequenceState) -> None:
+        if self.tenants.are_several and not seq.tenant.ranks:
+            settle(self.running)
+        self.waiting.add(seq)
+
+    def _count_waiting(self, seq: SequenceState, sign: int) -> None:
+        self.num_waiting += sign
+        self.num_waiting_tokens += sign * seq.max_num_slots
 
     def schedule(self, step: int) -> ScheduledStep:
         """The one invariant: a sequence has `num_tokens` and `num_computed_tokens`, and no phase. A step
@@ -118,6 +151,8 @@ class Scheduler:
         still to arrive.
         """
         batch = StepBatch(step)
+        if self.tenants.are_several and self.waiting:
+            self._balance()
         num_preemptions = self.num_preemptions
         if self._due:
             self._serve_due(batch)
@@ -136,6 +171,19 @@ class Scheduler:
             budget = self._admit(batch, budget)
         self.num_scheduled_tokens += self.max_num_batched_tokens - budget
         return ScheduledStep(batch, self._participants(batch))
+
+    def _balance(self) -> None:
+        """Between tenants: whoever comes next need not wait for the end of one that is far ahead. The rows
+        and blocks that it makes free are those of the next in line, for no one else has a claim to them."""
+        settle(self.running)
+        self._leave([seq for seq in self._due if seq.row >= 0 and seq.is_all_dispatched])
+        most = self.num_preemptions + _MAX_AT_ONCE
+        for num_promised, first in enumerate(self.waiting.next_few(_MAX_AT_ONCE)):
+            while len(self._free_rows) <= num_promised or not self._fits(first):
+                last = who_makes_room(self.running, self.tenants, first, self._min_lead)
+                if last is None or self.num_preemptions == most:
+                    return
+                self._preempt(last)
 
     def _pass_gate(self, caught_up: list[SequenceState], batch: StepBatch) -> list[SequenceState]:
         """Those that are ready. Each draws a token now, and the next one waits for what it is."""
@@ -194,7 +242,9 @@ class Scheduler:
         first. Who is not ready gets it when it is."""
         due, self._due = self._due, []
         self._leave([seq for seq in due if seq.row >= 0 and seq.is_all_dispatched])
-        due.sort(key=_seniority)  # who sat out is in front, whatever his place in `running`
+        if self.tenants.are_several and not self.blocks.can_allocate(len(due)):
+            settle(self.running)  # so that no counter moves until all are served
+        due.sort(key=seniority)  # who sat out is in front, whatever his place in `running`
         self._due = [seq for seq in due if seq.row >= 0 and not seq.is_ready]
         for seq in due:
             if seq.row >= 0 and seq.is_ready:
@@ -215,49 +265,87 @@ class Scheduler:
         seq.due_at = min(len(seq.block_table) * self.blocks.block_size, seq.max_num_slots)
 
     def _last_preemptible(self) -> SequenceState:
-        """The newest of the lowest rank. One with reserved blocks is not; but then it never needs one, so
-        who asks always is."""
-        preemptible = (seq for seq in self.running if seq.num_preemptions < MAX_PREEMPTIONS)
-        return max(preemptible, key=_seniority)
+        """One with reserved blocks is not; but then it never needs one, so who asks always is."""
+        last = last_preemptible(self.running)
+        assert last is not None
+        return last
 
     def _preempt(self, seq: SequenceState) -> None:
         self.running.remove(seq)
         self._release(seq)
         if seq in self._due:
             self._due.remove(seq)
+        self._num_asked_tokens += seq.num_computed_tokens
         seq.restart()
         seq.num_preemptions += 1
         self.num_preemptions += 1
+        self._count_waiting(seq, 1)
         if seq.is_ready:
-            self.waiting.add(seq)
+            self._enqueue(seq)
 
     def _admit(self, batch: StepBatch, budget: int) -> int:
         """Fill the rows from `waiting`. Budget left means that all of `running` has caught up. Returns
         what is left of it."""
-        while budget and self.waiting and self._free_rows:
-            seq = self.waiting.first
-            if not self._has_all_ids(seq) or not self._allocate(seq):
+        while budget and self._free_rows and self.waiting:
+            first = seq = self.waiting.first
+            if not self._has_all_ids(seq):
                 break
-            self.waiting.remove(seq)
-            self.running.append(seq)
-            seq.row = self._free_rows.pop()
-            seq.admission, self._num_admissions = self._num_admissions, self._num_admissions + 1
-            batch.new_rows.append(
-                NewRow(seq.row, seq.token_ids, seq.num_prompt_tokens, seq.choice, seq.params)
-            )
-            batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
-            self._send_mask(seq, batch)
-            budget -= self._advance(seq, budget, batch.scheduled)
+            if not self._allocate(seq):
+                smaller = self._smaller_than(first)
+                if smaller is None:
+                    break
+                seq = smaller
+            self.waiting.admit(seq, first)
+            budget -= self._begin(seq, budget, batch)
         return budget
+
+    def _begin(self, seq: SequenceState, budget: int, batch: StepBatch) -> int:
+        """Give one that has its blocks a row, and the first rows of its step."""
+        self.running.append(seq)
+        seq.row = self._free_rows.pop()
+        seq.tenant.num_rows += 1
+        seq.admission, self._num_admissions = self._num_admissions, self._num_admissions + 1
+        self._count_waiting(seq, -1)
+        self._num_asked_tokens -= seq.num_computed_tokens  # they were found in the cache
+        batch.new_rows.append(
+            NewRow(seq.row, seq.token_ids, seq.num_prompt_tokens, seq.choice, seq.params)
+        )
+        batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
+        self._send_mask(seq, batch)
+        num_scheduled = self._advance(seq, budget, batch.scheduled)
+        if self.tenants.are_several:
+            settle((seq,))  # or a whole burst would be admitted before it counts
+        return num_scheduled
+
+    def _smaller_than(self, first: SequenceState) -> SequenceState | None:
+        """One of the next few, with its blocks, while `first` waits for more of them. Not in front of a
+        preempted one, which would only be preempted for it again."""
+        if first.num_preemptions or not self.waiting.has_patience(first):
+            return None
+        lead = first.tenant.counter + self._min_lead
+        for seq in islice(self.waiting, 1, 1 + _MAX_LOOKED_AT):
+            if not self.blocks.can_allocate(1):
+                break
+            is_fresh = not seq.num_preemptions and seq.tenant.counter <= lead
+            if is_fresh and self._allocate(seq):
+                return seq
+        return None
 
     def _has_all_ids(self, seq: SequenceState) -> bool:
         """Not one preempted with a token in flight: the token arrives first, and may be its last."""
         return len(seq.token_ids) == seq.num_tokens
 
+    def _fits(self, seq: SequenceState) -> bool:
+        block_ids, _ = self.blocks.cache.match(seq)
+        return self.blocks.can_allocate(self._num_blocks(seq) - len(block_ids), block_ids)
+
+    def _num_blocks(self, seq: SequenceState) -> int:
+        is_reserved = seq.num_preemptions >= MAX_PREEMPTIONS
+        return self.blocks.blocks_for(seq.max_num_slots if is_reserved else seq.num_tokens)
+
     def _allocate(self, seq: SequenceState) -> bool:
         """Blocks for all its tokens, cached ones first, or none. A chunk then never lacks a block."""
-        is_reserved = seq.num_preemptions >= MAX_PREEMPTIONS
-        num_blocks = self.blocks.blocks_for(seq.max_num_slots if is_reserved else seq.num_tokens)
+        num_blocks = self._num_blocks(seq)
         block_ids, link = self.blocks.cache.match(seq)
         if not self.blocks.can_allocate(num_blocks - len(block_ids), block_ids):
             return False
@@ -275,6 +363,7 @@ class Scheduler:
             self.num_replayed_tokens += seq.num_tokens - seq.num_computed_tokens
         else:
             seq.num_cached_tokens = seq.num_computed_tokens
+            seq.num_charged += seq.num_computed_tokens
             if seq.can_read_cache:
                 self.num_cache_queries += seq.num_prompt_tokens
                 self.num_cache_hits += seq.num_cached_tokens
@@ -287,48 +376,13 @@ class Scheduler:
             self.running = [seq for seq in self.running if seq.row >= 0]
 
     def _release(self, seq: SequenceState) -> None:
+        settle((seq,))
         self.blocks.cache.register(seq)
         self.blocks.deallocate(seq.block_table)
         self._free_rows.append(seq.row)
         seq.row = -1
-
-    def _refuse(self, seq: SequenceState) -> None:
-        params = seq.params
-        if not seq.token_ids:
-            raise RequestError("A prompt needs at least one token.", param="prompt")
-        if seq.num_prompt_tokens + min(params.max_tokens, 1) > self.max_model_len:
-            raise ContextLengthError(self.max_model_len, seq.num_prompt_tokens, params.max_tokens)
-        if self.blocks.blocks_for(seq.max_num_slots) > self.blocks.num_blocks:
-            raise RequestError(
-                f"The prompt and max_tokens need {seq.max_num_slots} tokens of KV cache; all of it is "
-                f"{self.blocks.num_blocks * self.blocks.block_size}.",
-                param="max_tokens",
-            )
-        if seq.key in self.sequences:
-            raise RequestError("A sequence with this id is not finished yet.", param="seq_id")
-        if len(seq.token_ids) > seq.num_prompt_tokens and seq.is_beyond_its_end:
-            raise RequestError("The emitted ids leave nothing to generate.", param="emitted_ids")
+        seq.tenant.num_rows -= 1
 
     def check_integrity(self) -> None:
         """For tests, between two steps."""
-        self.blocks.check_integrity([seq.block_table for seq in self.running])
-        assert self.num_gated == sum(seq.is_gated for seq in self.sequences.values())
-        rows = [seq.row for seq in self.running]
-        assert sorted(rows + self._free_rows) == list(range(self.max_num_seqs))
-        listed = {*self.running, *self.waiting}
-        assert listed <= set(self.sequences.values())
-        for seq in set(self.sequences.values()) - listed:
-            assert seq.is_all_dispatched or not seq.is_ready
-            assert seq.row < 0
-        for seq in self.running:
-            assert seq.num_computed_tokens < seq.num_tokens or seq.is_all_dispatched
-            assert seq.num_computed_tokens <= len(seq.block_table) * self.blocks.block_size
-            assert seq.num_preemptions <= MAX_PREEMPTIONS
-        for seq in self.running[:-1]:
-            is_caught_up = seq.num_computed_tokens == seq.num_tokens - 1
-            assert is_caught_up or seq.is_all_dispatched, "only the last may be behind"
-
-
-def _seniority(seq: SequenceState) -> tuple[int, int]:
-    """The greatest of `running` is preempted first."""
-    return seq.priority, seq.admission
+        check_scheduler(self)

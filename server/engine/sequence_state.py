@@ -7,10 +7,16 @@ token_ids   [ prompt ............... | generated ........ | in flight ]
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from server.board import packed_key
 from server.engine.stop_rules import StopRules
 from server.sequence import Grammar, SamplingParams, SequenceKey, SequenceRequest
+
+if TYPE_CHECKING:
+    from server.engine.tenants import Tenant
+
+GENERATED_WEIGHT = 2  # what a generated token counts for its tenant; a prompt's counts one
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +29,7 @@ class SequenceState:
     params: SamplingParams
     cache_salt: str
     priority: int
+    tenant_name: str
     grammar: Grammar | None
     stop: StopRules
     token_ids: list[int]  # prompt, then the generated ids that have arrived
@@ -39,6 +46,7 @@ class SequenceState:
     num_preemptions: int = 0
     arrival: int = 0  # serial number of its submission
     admission: int = 0  # serial number of the last one
+    num_charged: int = 0  # of its tokens, by weight, for which its tenant need not be charged again
     submitted_s: float = 0.0
     queue_s: float | None = None  # from its submission to the step that it was first part of
     is_first_sent: bool = False  # FirstOutput has left
@@ -49,6 +57,7 @@ class SequenceState:
     is_ready: bool = True  # False: `allowed` waits for the last token, or for its grammar
     has_ended: bool = False  # finished or aborted: what still arrives for it is dropped
     is_tainted: bool = False  # it failed in a step, and nobody finds its blocks any more
+    tenant: Tenant = field(init=False)  # set by the scheduler, from its submission to its end
 
     @classmethod
     def from_request(
@@ -65,6 +74,7 @@ class SequenceState:
             params=request.params,
             cache_salt=request.cache_salt,
             priority=request.priority,
+            tenant_name=request.tenant,
             grammar=request.grammar,
             stop=StopRules(
                 request.params, num_prompt_tokens=num_prompt_tokens, max_model_len=max_model_len
@@ -76,6 +86,7 @@ class SequenceState:
             num_cached_tokens=0 if is_replay else None,
             is_first_sent=is_replay,
             next_logprob=num_prompt_tokens if is_replay else 1,
+            num_charged=GENERATED_WEIGHT * len(token_ids) + num_prompt_tokens * is_replay,
         )
 
     @property

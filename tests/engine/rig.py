@@ -66,6 +66,7 @@ class Rig:
         self._parts = parts or Parts()
         self._mask_delay = mask_delay
         self._board = board
+        self.now_s = 0.0
         self.requests: dict[SequenceKey, SequenceRequest] = {}
         self.aborted: set[SequenceKey] = set()
         self.may_fail: set[SequenceKey] = set()  # doomed, or at work when one failed
@@ -104,7 +105,7 @@ class Rig:
         request = replace(
             request, params=replace(request.params)
         )  # by which the device tells them apart
-        self.engine.submit(request, owner)
+        self.engine.submit(request, owner, self.now_s)
         self.requests[owner, request.seq_id] = request
         self.aborted.discard((owner, request.seq_id))
 
@@ -124,7 +125,8 @@ class Rig:
         wanted, text = self.requests[owner, seq_id], self.texts[owner, seq_id]
         params = replace(wanted.params)
         emitted_ids = text.cut(num_to_repeat)
-        self.engine.submit(replace(wanted, params=params, emitted_ids=emitted_ids), owner)
+        again = replace(wanted, params=params, emitted_ids=emitted_ids)
+        self.engine.submit(again, owner, self.now_s)
 
     def doom(self, seq_id: int = 0, owner: int = 0) -> None:
         """Its numbers are not finite from its next step on."""
@@ -141,7 +143,7 @@ class Rig:
         self.aborted |= {key for key in self.requests if key[0] == owner}
 
     def step(self) -> None:
-        added = self.engine.step()
+        added = self.engine.step(self.now_s)
         for owner, chunk in added.prompt_logprobs:
             self._text(owner, chunk.seq_id).add_prompt(chunk)
         for owner, output in added.outputs:
@@ -216,6 +218,8 @@ def request(
     bad_words: tuple[tuple[int, ...], ...] = (),
     grammar: str | None = None,
     priority: int = 0,
+    tenant: str = "",
+    max_queue_s: float | None = None,
     emitted: tuple[int, ...] = (),
 ) -> SequenceRequest:
     params = SamplingParams(
@@ -236,6 +240,8 @@ def request(
         params,
         salt,
         priority,
+        tenant,
+        max_queue_s,
         None if grammar is None else Grammar("regex", grammar),
         list(emitted),
     )

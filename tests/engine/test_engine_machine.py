@@ -46,6 +46,8 @@ GRAMMARS = st.sampled_from(
     [None, None, None, "g", "h", "grammar_too_slow 2", "nothing 4", "grammar_invalid 0"]
 )
 PRIORITIES = st.sampled_from([0, 0, 0, -1, 3])
+TENANTS = st.sampled_from(["", "", "anna", "ben"])
+MAX_QUEUE_S = st.sampled_from([None, None, None, 0.0, 1.0, 3.0])
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -70,6 +72,8 @@ class EngineMachine(RuleBasedStateMachine):
         salt=SALTS,
         priority=PRIORITIES,
         source=GRAMMARS,
+        tenant=TENANTS,
+        max_queue_s=MAX_QUEUE_S,
     )
     def submit(
         self,
@@ -80,11 +84,15 @@ class EngineMachine(RuleBasedStateMachine):
         salt: str,
         priority: int = 0,
         source: str | None = None,
+        tenant: str = "",
+        max_queue_s: float | None = None,
     ) -> None:
         grammar = None if source is None else Grammar("regex", source)
         for choice in range(n):
             seq_id, self.num_submitted = self.num_submitted, self.num_submitted + 1
-            wanted = SequenceRequest(seq_id, prompt, choice, params, salt, priority, grammar)
+            wanted = SequenceRequest(
+                seq_id, prompt, choice, params, salt, priority, tenant, max_queue_s, grammar
+            )
             try:
                 self.rig.submit(wanted, owner)
             except RequestError:
@@ -119,6 +127,10 @@ class EngineMachine(RuleBasedStateMachine):
         """What only the cache holds is forgotten, whoever runs or waits."""
         self.rig.evict_idle()
         assert len(self.rig.cache) <= self.rig.blocks.num_used
+
+    @rule(seconds=st.sampled_from([0.5, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.rig.now_s += seconds
 
     @rule(num_steps=st.integers(1, 8))
     def step(self, num_steps: int) -> None:

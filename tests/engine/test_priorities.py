@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from server.engine.sequence_state import SequenceState
+from server.engine.tenants import Tenant
 from server.engine.waiting import WaitingQueue
 from tests.engine.rig import Rig, Size, request
 
@@ -74,10 +75,10 @@ def test_a_preempted_one_goes_in_front_of_its_equals_only() -> None:
 @settings(derandomize=True, database=None, max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 1), st.booleans()), max_size=30))
 def test_the_queue_is_a_sorted_list(added: list[tuple[int, int, bool]]) -> None:
-    queue, expected = WaitingQueue(), []
+    queue, expected, tenant = WaitingQueue(10**6), [], Tenant("")
     for arrival, (priority, num_preemptions, is_removed) in enumerate(added):
         seq = SequenceState.from_request(request(arrival, priority=priority), 0, 64)
-        seq.arrival, seq.num_preemptions = arrival, num_preemptions
+        seq.arrival, seq.num_preemptions, seq.tenant = arrival, num_preemptions, tenant
         queue.remove(seq)  # which is not there
         queue.add(seq)
         if is_removed:

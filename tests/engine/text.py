@@ -39,7 +39,10 @@ class Text:
         )
 
     def as_far_as_it_came(self, whole: Text) -> tuple[object, ...]:
-        """`same_bytes` of `whole`; if this one broke off by a fault of the device, up to there."""
+        """`same_bytes` of `whole`; if this one broke off by a fault of the device, up to there; of one that
+        expired, nothing."""
+        if self.failure == "expired":
+            return [], [], None, None, b"", "expired"
         if self.failure != "not_finite":
             return whole.same_bytes()
         num, num_prompt = len(self.token_ids), len(self.prompt_logprobs)

@@ -32,6 +32,7 @@ AT_LEAST = {
     "gone": 2_000,
     "lost": 1_000,
     "expired": 500,
+    "waited": 5_000,
     "calm": 1_000,
 }
 

@@ -33,6 +33,7 @@ class Asked:
     ]  # behind a stop string: they come unless the api finds that first
     is_impatient: bool = False
     key_name: str = "key"
+    max_queue_s: float | None = None
 
     def __str__(self) -> str:
         plan = self.plan
@@ -156,4 +157,5 @@ class Workload:
             late_failures,
             is_impatient=self._rng.random() < 0.08,
             key_name=self._rng.choice(("anna", "ben")),
+            max_queue_s=self._rng.choice((None, None, None, 0.003, 0.02, 0.2)),
         )

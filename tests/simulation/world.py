@@ -206,7 +206,7 @@ class World:
         api = self.rng.choice(self.apis)
         if not api.knows_engine:
             return
-        run = api.start(asked.plan)
+        run = api.start(asked.plan, asked.key_name, asked.max_queue_s)
         if run is None:
             assert asked.is_poison, "an innocent request is refused"
             self.note("refused", asked)

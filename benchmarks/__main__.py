@@ -19,6 +19,7 @@ BENCHMARKS = {  # name: module
     "invariance_price": "benchmarks.serving.invariance_price",
     "kill_stall": "benchmarks.serving.kill_stall",
     "kept_memory": "benchmarks.serving.kept_memory",
+    "slow_readers": "benchmarks.serving.slow_readers",
     "api_events": "benchmarks.serving.api_events",
     "api_latency": "benchmarks.serving.api_latency",
 }

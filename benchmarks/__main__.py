@@ -21,6 +21,7 @@ BENCHMARKS = {  # name: module
     "kill_stall": "benchmarks.serving.kill_stall",
     "kept_memory": "benchmarks.serving.kept_memory",
     "overload": "benchmarks.serving.overload",
+    "slow_readers": "benchmarks.serving.slow_readers",
     "api_events": "benchmarks.serving.api_events",
     "api_latency": "benchmarks.serving.api_latency",
 }

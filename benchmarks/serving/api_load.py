@@ -64,14 +64,17 @@ class Server:
 
 
 @contextmanager
-def served(module: str) -> Iterator[Server]:
-    """Runs `python -m module SOCKET LISTENER_FD MODEL_DIR` until the block ends."""
+def served(module: str, send_bytes: int | None = None) -> Iterator[Server]:
+    """Runs `python -m module SOCKET LISTENER_FD MODEL_DIR` until the block ends. `send_bytes`: what the
+    kernel may hold of each connection."""
     model = resolve_engine(EngineConfig()).model
     token_id = load_tokenizer(model).encode(TOKEN_TEXT)[0]
     with (
         tempfile.TemporaryDirectory() as folder,
         socket.create_server(("127.0.0.1", 0)) as listener,
     ):
+        if send_bytes is not None:  # connections inherit it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
         path = str(Path(folder) / "engine.sock")
         engine = EngineServer(path, _INFO)
         command = [sys.executable, "-m", module, path, str(listener.fileno()), model]

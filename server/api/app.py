@@ -24,6 +24,7 @@ from server.api.http.errors import add_error_handlers
 from server.api.http.limit_headers import LimitHeaders
 from server.api.http.request_id import RequestIdMiddleware
 from server.api.http.request_log import RequestLogMiddleware
+from server.api.http.slow_readers import STATE, SlowReaders
 from server.api.kept.kept_runs import KeptRuns
 from server.api.metrics.metrics import Metrics, Queue
 from server.api.routes.admission_door import AdmissionDoor
@@ -68,12 +69,15 @@ def create_app(
     metrics = Metrics(model_name, engine, engine_config)
     kept = KeptRuns(resume_bytes, bytes_each=_KEPT_BYTES)
     metrics.watch(Queue("kept_runs", lambda: kept.num_bytes, kept.max_bytes))
+    metrics.watch(Queue("unread_outputs", lambda: engine.unread.num_bytes, engine.unread.max_bytes))
     metrics.watch_streams(lambda: kept.num_streams)
+    slow_readers = SlowReaders()
+    metrics.watch_slow_readers(lambda: slow_readers.num_closed)
     if progress is not None:
         metrics.watch_progress(progress.age_s)
     drain, doors = drain or Drain(), doors or Doors()
     admission = _admission(engine, metrics, doors.keys, max_queue_s)
-    app = _app(engine, kept)
+    app = _app(engine, kept, slow_readers)
     completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept, admission)
     app.add_api_route("/v1/completions", completions.__call__, methods=["POST"])
     app.include_router(resume_router(kept, metrics))
@@ -118,11 +122,11 @@ def _admission(
     return admission
 
 
-def _app(engine: EngineClient, kept: KeptRuns) -> FastAPI:
+def _app(engine: EngineClient, kept: KeptRuns, slow_readers: SlowReaders) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(engine.run()), asyncio.create_task(_sweep(kept))]
-        yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, SlowReaders]]:
+        tasks = [asyncio.create_task(engine.run()), asyncio.create_task(_sweep(kept, slow_readers))]
+        yield {STATE: slow_readers}
         kept.clear()
         for task in tasks:
             task.cancel()
@@ -141,7 +145,9 @@ def _app(engine: EngineClient, kept: KeptRuns) -> FastAPI:
     )
 
 
-async def _sweep(kept: KeptRuns) -> None:
+async def _sweep(kept: KeptRuns, slow_readers: SlowReaders) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
-        kept.sweep(time.monotonic())
+        now_s = time.monotonic()
+        kept.sweep(now_s)
+        slow_readers.sweep(now_s)

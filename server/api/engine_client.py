@@ -16,7 +16,7 @@ from typing import Protocol
 
 from server.api.engine_counts import EngineCounts
 from server.api.failures import failure_error
-from server.api.generation import Generation, Turn
+from server.api.generation import Generation, Turn, UnreadOutputs
 from server.api.quarantine import Quarantine
 from server.api.sequence_book import SequenceBook
 from server.errors import EngineGoneError, ProtocolError
@@ -48,7 +48,7 @@ class EngineClient:
     def __init__(self, socket_path: str) -> None:
         self._link = EngineLink(socket_path, self._on_frame, self._on_lost, self._on_writable)
         self._quarantine = Quarantine()
-        self._book = SequenceBook(Turn(), self.abort, self._quarantine)
+        self._book = SequenceBook(Turn(), self.abort, self._quarantine, self._pump)
         self._waiting: set[asyncio.Future[None]] = set()  # for a change of the connection
         self._is_stopping = False
         self._watcher: StatsWatcher | None = None
@@ -75,6 +75,20 @@ class EngineClient:
     def num_given_up(self) -> int:
         """Sequences that failed because they killed engines."""
         return self._book.num_given_up
+
+    @property
+    def num_parked(self) -> int:
+        """Streams that are out of the engine because their readers are too slow."""
+        return self._book.num_parked
+
+    @property
+    def num_parks(self) -> int:
+        return self._book.num_parks
+
+    @property
+    def unread(self) -> UnreadOutputs:
+        """What waits for slow readers."""
+        return self._book.unread
 
     @property
     def deaths(self) -> Counter[str]:

@@ -44,9 +44,36 @@ class Turn:
                 self.add(reader)
 
 
+class UnreadOutputs:
+    """What waits in generations for slow readers, all of them together: an estimate in bytes."""
+
+    max_bytes = 16 << 20  # above it nobody who is behind stays in the engine
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_bytes > self.max_bytes
+
+
+class Lot:
+    """Where sequences are parked: open, but in no engine. This one has no place."""
+
+    def __init__(self) -> None:
+        self.unread = UnreadOutputs()
+
+    def park(self, seq_ids: Iterable[int]) -> bool:
+        """False: not now."""
+        return False
+
+    def unpark(self, seq_ids: Iterable[int]) -> None:
+        """They go on."""
+
+
 class Generation:
-    """What the engine sends for one request. Outputs wait here while the client reads slowly:
-    at most max_tokens of them, as that is all the engine will draw."""
+    """What the engine sends for one request. Outputs wait here while the client reads slowly; whoever
+    reads for it parks the sequences before that is much (parking.py)."""
 
     def __init__(
         self,
@@ -54,6 +81,7 @@ class Generation:
         num_sequences: int,
         abort: Callable[[Iterable[int]], None],
         turn: Turn,
+        lot: Lot | None = None,
     ) -> None:
         self.first_seq_id = first_seq_id
         self.is_running = True  # something more will come; what has come may still wait to be taken
@@ -63,6 +91,8 @@ class Generation:
         self._running = set(self.seq_ids)
         self._abort = abort
         self._turn = turn
+        self.lot = lot or Lot()
+        self.is_parked = False
         self._outputs: list[SequenceOutput] = []
         self._is_announced = False  # the reader will be called in this turn
         self._reader: Callable[[], None] = _nobody
@@ -79,6 +109,22 @@ class Generation:
     def read_prompts_by(self, reader: Callable[[int, PromptLogprobs], None]) -> None:
         """Call it with every chunk of prompt logprobs, and the index of its sequence."""
         self._prompt_reader = reader
+
+    @property
+    def num_waiting(self) -> int:
+        """Outputs that nobody has taken."""
+        return len(self._outputs)
+
+    def park(self) -> None:
+        """All that still runs leaves the engine; what is on its way from there still comes."""
+        if self._running and not self.is_parked:
+            self.is_parked = self.lot.park(self._running)
+
+    def unpark(self) -> None:
+        """It goes on where it was."""
+        if self.is_parked:
+            self.is_parked = False
+            self.lot.unpark(self._running)
 
     def take(self) -> list[SequenceOutput]:
         """What came since the last call, in order."""
@@ -152,6 +198,7 @@ class OpenSequence:
     generation: Generation
     emitted_ids: list[int] = field(default_factory=list)
     is_sent: bool = False  # to the engine that is connected
+    is_parked: bool = False  # to be in no engine, until its reader has caught up
     is_trusted: bool = True  # no replay has drawn one of its tokens differently
     num_faults: int = 0  # outputs that could not be right, with as many emitted as `fault_at`
     fault_at: int = 0

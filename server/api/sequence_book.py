@@ -9,6 +9,10 @@ in between, is a suspect. Suspects are tried before and without anyone else, one
     the engine dies of itself, with another     it is tried again, but not for ever: it fails at MAX_DEATHS
     the engine is killed from outside           it is tried again
     the connection is lost, the engine lives    it is tried again
+
+A sequence whose reader is too slow is *parked*: open, but in no engine, until its reader has caught up.
+Suspects are not parked: they must be tried while the engine has nobody else. What has become one while it
+was parked comes back with the others, and should it kill again, it is tried then.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from server.api.generation import Generation, OpenSequence, Turn
+from server.api.generation import Generation, Lot, OpenSequence, Turn
 from server.api.quarantine import Quarantine
 from server.errors import EngineGoneError, ProtocolError
 from server.ipc.frames import Abort, StepOutput, Submit, ToEngine, Welcome
@@ -37,13 +41,20 @@ MAX_FAULTS = 3  # of one sequence in one place: others' streams wait for every r
 MAX_DEATHS = 4  # the fifth in a row would end the server
 
 
-class SequenceBook:
+class SequenceBook(Lot):
     """From a sequence's submission to its last token, abort or failure, over any number of engines."""
 
     def __init__(
-        self, turn: Turn, abort: Callable[[Iterable[int]], None], quarantine: Quarantine
+        self,
+        turn: Turn,
+        abort: Callable[[Iterable[int]], None],
+        quarantine: Quarantine,
+        on_due: Callable[[], None] = lambda: None,
     ) -> None:
-        """`abort` is what generations call with those that nobody wants any more; it ends in `remove`."""
+        """`abort` is what generations call with those that nobody wants any more; it ends in `remove`.
+        `on_due` is called where a generation was parked or goes on: there may be frames."""
+        super().__init__()
+        self._on_due = on_due
         self._turn = turn
         self._abort = abort
         self._quarantine = quarantine
@@ -62,11 +73,12 @@ class SequenceBook:
         self.deaths: Counter[str] = Counter()  # by cause
         self.num_mismatches = 0  # tokens that a replay drew differently: faults of ours
         self.num_given_up = 0  # sequences, for having killed engines
+        self.num_parks = 0  # of generations
 
     def add(self, requests: Sequence[SequenceRequest]) -> Generation:
         """Those of one HTTP request; the seq_id of each is its index in it."""
         first = self._next_seq_id
-        generation = Generation(first, len(requests), self._abort, self._turn)
+        generation = Generation(first, len(requests), self._abort, self._turn, self)
         for request in requests:
             seq_id = first + request.seq_id
             self.open[seq_id] = OpenSequence(replace(request, seq_id=seq_id), generation)
@@ -97,7 +109,7 @@ class SequenceBook:
         num_bytes = 0
         while self._pending and num_bytes < _FRAME_BYTES:
             seq = self.open.get(self._pending.popleft())
-            if seq is not None and not seq.is_sent:
+            if seq is not None and not (seq.is_sent or seq.is_parked):
                 batch.append(_submission(seq))
                 num_bytes += _num_bytes(batch[-1])
         return batch
@@ -115,12 +127,40 @@ class SequenceBook:
         self._fingerprint = fingerprint
         self._queue_all()
 
+    def park(self, seq_ids: Iterable[int]) -> bool:
+        sequences = [self.open[seq_id] for seq_id in seq_ids if seq_id in self.open]
+        if any(seq.num_deaths >= SUSPECT_DEATHS for seq in sequences):
+            return False
+        for seq in sequences:
+            seq.is_parked = True
+            if seq.is_sent:
+                seq.is_sent = False
+                self._aborts.append(seq.request.seq_id)
+        self.num_parks += 1
+        self._on_due()
+        return True
+
+    def unpark(self, seq_ids: Iterable[int]) -> None:
+        for seq_id in seq_ids:
+            seq = self.open.get(seq_id)
+            if seq is not None and seq.is_parked:
+                seq.is_parked = False
+                if seq_id not in self._pending:  # from before it was parked
+                    self._pending.append(seq_id)
+        self._on_due()
+
+    @property
+    def num_parked(self) -> int:
+        """Generations."""
+        return len({seq.generation for seq in self.open.values() if seq.is_parked})
+
     def _queue_all(self) -> None:
-        """Streams that somebody sees come first, then what has shown nothing yet."""
+        """Streams that somebody sees come first, then what has shown nothing yet; not what is parked."""
         self._aborts, self._trial = [], None
         for seq in self.open.values():
             seq.is_sent = False
-        order = sorted(self.open, key=lambda seq_id: (not self.open[seq_id].emitted_ids, seq_id))
+        due = (seq_id for seq_id, seq in self.open.items() if not seq.is_parked)
+        order = sorted(due, key=lambda seq_id: (not self.open[seq_id].emitted_ids, seq_id))
         self._suspects = deque(i for i in order if self.open[i].num_deaths >= SUSPECT_DEATHS)
         self._pending = deque(i for i in order if self.open[i].num_deaths < SUSPECT_DEATHS)
         self._has_deaths = any(seq.num_deaths for seq in self.open.values())
@@ -281,7 +321,8 @@ def _submission(seq: OpenSequence) -> SequenceRequest:
     if not emitted:
         return seq.request
     num_kept_back = 1 if seq.is_trusted and len(emitted) > 1 else 0
-    return replace(seq.request, emitted_ids=emitted[: len(emitted) - num_kept_back])
+    emitted = emitted[: len(emitted) - num_kept_back]
+    return replace(seq.request, emitted_ids=emitted, max_queue_s=None)  # it was in a step
 
 
 def _num_bytes(request: SequenceRequest) -> int:

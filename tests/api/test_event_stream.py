@@ -37,14 +37,18 @@ class Body:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.is_paused = False
+        self.num_unsent_bytes = 0
         self.on_writable: Callable[[], None] = lambda: None
+        self.on_paused: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
         assert not self.is_paused
         self.written.append(data)
 
-    def start(self, on_writable: Callable[[], None]) -> None:
-        self.on_writable = on_writable
+    def start(
+        self, on_writable: Callable[[], None], on_paused: Callable[[], None] | None = None
+    ) -> None:
+        self.on_writable, self.on_paused = on_writable, on_paused
 
     def stop(self) -> None:
         self.on_writable = lambda: None

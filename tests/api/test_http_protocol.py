@@ -27,6 +27,12 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closing
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        """Nothing waits here."""
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket."""
+
 
 class Cycle:
     def __init__(self) -> None:

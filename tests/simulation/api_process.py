@@ -22,7 +22,7 @@ from server.api.reply.run import Run
 from server.api.request.planning import Plan
 from server.api.sequence_book import SequenceBook
 from server.errors import ProtocolError
-from server.ipc.frames import StepOutput, ToApi
+from server.ipc.frames import Abort, StepOutput, ToApi, ToEngine
 from server.ipc.wire import FrameReader, with_header
 from server.tokenizer.encoding import Tokenizer, Vocabulary
 from tests.simulation.clock import Clock
@@ -31,6 +31,7 @@ from tests.simulation.pipe import Connection
 
 _RETRY_S = 0.02
 _SWEEP_S = 1.0
+PARK_ABOVE_BYTES = 400  # two outputs that wait: sequences are short in here
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToApi).decode
 
@@ -76,7 +77,7 @@ class ApiProcess:
         self._ring_bytes = ring_bytes
         self._soon: list[Callable[[], None]] = []
         self._num_streams = 0
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._reader = FrameReader()
         self.quarantine = Quarantine()
         self.book = SequenceBook(Turn(self._soon.append), self.abort, self.quarantine)
@@ -113,6 +114,7 @@ class ApiProcess:
             self.kept,
             lambda: self._clock.now_s,
             max_bytes=self._ring_bytes,
+            max_unread_bytes=PARK_ABOVE_BYTES,
         )
         self.kept.add(stream, key_name, stream_id=stream.id)
         return stream
@@ -130,28 +132,38 @@ class ApiProcess:
         self._on_settled(self)
 
     def _pump(self) -> None:
-        if self._connection is None:
+        if self.connection is None:
             return
         for frame in self.book.next_frames():
-            self._connection.to_engine.send(with_header(_encode(frame)), can_swap=True)
+            data = with_header(_encode(frame))
+            self.connection.to_engine.send(data, can_swap=not self._is_park(frame))
             if self.has_slow_socket and self._rng.random() < 0.3:  # it takes no more for now
                 self._clock.after(0.002, self._settle_if_alive)
                 break
+
+    def _is_park(self, frame: ToEngine) -> bool:
+        """The same sequence may be submitted by the next frame. A socket would not let that overtake it."""
+        return isinstance(frame, Abort) and any(i in self.book.open for i in frame.seq_ids)
+
+    def has_arrived(self) -> bool:
+        """All that it had to say to the engine."""
+        connection = self.connection
+        return connection is not None and not self.book._aborts and connection.to_engine.is_empty
 
     def _settle_if_alive(self) -> None:
         if self.is_alive:
             self.settle()
 
     def _try_to_connect(self) -> None:
-        if not self.is_alive or self._connection is not None:
+        if not self.is_alive or self.connection is not None:
             return
         self._reader = FrameReader()
-        self._connection = self._connect(self)
-        if self._connection is None:
+        self.connection = self._connect(self)
+        if self.connection is None:
             self._clock.after(_RETRY_S, self._try_to_connect)
 
     def receive(self, connection: Connection, data: bytes | None) -> None:
-        if connection is not self._connection or not self.is_alive:
+        if connection is not self.connection or not self.is_alive:
             return
         if data is None:
             self._lose()
@@ -165,8 +177,8 @@ class ApiProcess:
                 self._on_frame(_decode(payload))
         except (ProtocolError, msgspec.MsgspecError):
             self.num_protocol_errors += 1
-            assert self._connection is not None
-            self._connection.drop()
+            assert self.connection is not None
+            self.connection.drop()
             self._lose()
 
     def _on_frame(self, frame: ToApi) -> None:
@@ -177,7 +189,7 @@ class ApiProcess:
             self.knows_engine = True
 
     def _lose(self) -> None:
-        self._connection = None
+        self.connection = None
         self.book.on_lost()
         self._clock.after(_RETRY_S, self._try_to_connect)
 
@@ -189,8 +201,8 @@ class ApiProcess:
 
     def crash(self) -> None:
         self.is_alive = False
-        if self._connection is not None:
-            self._connection.drop()
+        if self.connection is not None:
+            self.connection.drop()
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """`call`, as an event of its loop."""

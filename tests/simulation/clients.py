@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
+from server.api.parking import Parking
 from server.api.reply.choice_stream import Delta
 from server.api.reply.plain_reply import PlainReply
 from server.api.reply.run import Run
 from server.errors import RequestError
-from tests.simulation.api_process import ApiProcess
+from tests.simulation.api_process import PARK_ABOVE_BYTES, ApiProcess
 from tests.simulation.clock import Clock
 from tests.simulation.oracle import prompt_logprobs
 from tests.simulation.workload import Asked
@@ -151,13 +152,44 @@ class PlainClient(RunClient):
 
 
 class PiecesClient(RunClient):
+    """As a stream without ids is read: while the client does not read, what comes waits; if it is much or
+    takes long, the sequences are parked."""
+
+    def __init__(self, clock: Clock, rng: Random, api: ApiProcess, asked: Asked, run: Run) -> None:
+        self._is_stalled = False
+        self._parking = Parking(run.generation, 150, PARK_ABOVE_BYTES)
+        super().__init__(clock, rng, api, asked, run)
+
     def read(self) -> None:
         if self.outcome:
             return
-        if self.run.generation.is_running and self.rng.random() < 0.3:
-            self.api.later(0.01 * self.rng.random(), self.read)
-            return
-        super().read()
+        if self._is_stalled:
+            self._parking.on_waiting()
+        elif self.run.generation.is_running and self.rng.random() < 0.3:
+            self._stall()
+        else:
+            super().read()
+
+    def _stall(self) -> None:
+        """stall_reader, and resume_reader some time later."""
+        self._is_stalled = True
+        stalled_s = self.rng.choice((0.01, 0.01, 0.1, 1.0)) * self.rng.random()
+        self.api.later(0.5 * stalled_s, self._park)
+        self.api.later(stalled_s, self._go_on)
+
+    def _park(self) -> None:
+        if not self.outcome:
+            self._parking.on_stalled()
+
+    def _go_on(self) -> None:
+        self._is_stalled = False
+        if not self.outcome:
+            super().read()
+            self._parking.on_taken(is_waiting=False)
+
+    def over(self, outcome: str) -> None:
+        super().over(outcome)
+        self._parking.close()
 
     def on_delta(self, index: int, delta: Delta) -> None:
         found = [] if delta.logprobs is None else delta.logprobs["token_logprobs"]

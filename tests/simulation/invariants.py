@@ -7,6 +7,7 @@ I9              a calm world comes to its end within a bounded number of steps (
 I10             SimServer
 I11-I13, I16    the clients
 I15             queues and rings stay below their limits
+I17             what is parked is in no engine, once that has been told
 """
 
 from __future__ import annotations
@@ -26,10 +27,24 @@ _SUM_EVERY = 16  # turns of an api: it looks at every stream
 
 def check_step(engine: EngineProcess, num_steps: int) -> None:
     engine.engine.check_integrity()
+    _check_parked(engine)
     if num_steps % _CACHE_EVERY == 0:
         _check_cache(engine)
         most = max((s.num_preemptions for s in engine.scheduler.sequences.values()), default=0)
         assert most <= _MAX_PREEMPTIONS, "I9: preempted again and again"
+
+
+def _check_parked(engine: EngineProcess) -> None:
+    """I17: its blocks and its row are others'."""
+    if engine.server.events:
+        return
+    for connection, owner in engine.server.owner_of.items():
+        api = engine.apis[owner]
+        assert isinstance(api, ApiProcess)
+        if api.is_alive and api.connection is connection and api.has_arrived():
+            for seq_id, seq in api.book.open.items():
+                is_there = (owner, seq_id) in engine.scheduler.sequences
+                assert not (seq.is_parked and is_there), "I17: parked, and in the engine"
 
 
 def _check_cache(engine: EngineProcess) -> None:
@@ -69,3 +84,4 @@ def check_idle(world: World) -> None:
         assert api.book.num_mismatches == 0
         assert api.kept.num_streams == 0, "a stream that nobody can read any more"
         assert api.kept.num_bytes == 0
+        assert api.book.unread.num_bytes == 0, "I15: something waits for nobody"

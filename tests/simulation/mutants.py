@@ -4,13 +4,13 @@ than it should. Those of the engine are in engine_mutants.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pytest
 
 from server.api import sequence_book
-from server.api.generation import OpenSequence
+from server.api.generation import Generation, OpenSequence
 from server.api.kept import kept_runs
 from server.api.kept.kept_runs import KeptRuns
 from server.api.kept.resumable_stream import ResumableStream
@@ -119,6 +119,43 @@ def _goes_on_after_a_gap(patch: Patch) -> None:
         return output if output.start > len(seq.emitted_ids) else right(self, seq, output)
 
     patch.setattr(SequenceBook, "_without_repeated", wrong)
+
+
+def _parks_in_the_engine(patch: Patch) -> None:
+    right = SequenceBook.park
+
+    def wrong(self: SequenceBook, seq_ids: Iterable[int]) -> bool:
+        aborts = self._aborts.copy()
+        is_parked = right(self, seq_ids)
+        self._aborts = aborts
+        return is_parked
+
+    patch.setattr(SequenceBook, "park", wrong)
+
+
+def _never_comes_back(patch: Patch) -> None:
+    """Where the engine was another one when it was parked."""
+    right = SequenceBook.unpark
+
+    def wrong(self: SequenceBook, seq_ids: Iterable[int]) -> None:
+        if self._life % 2:
+            right(self, seq_ids)
+
+    patch.setattr(SequenceBook, "unpark", wrong)
+
+
+def _drops_what_comes_while_parked(patch: Patch) -> None:
+    right = Generation.deliver
+
+    def wrong(self: Generation, output: SequenceOutput) -> None:
+        if not self.is_parked:
+            right(self, output)
+
+    patch.setattr(Generation, "deliver", wrong)
+
+
+def _waits_for_room_in_the_engine(patch: Patch) -> None:
+    patch.setattr(ResumableStream, "_go_on", lambda _: None)
 
 
 # -- rings and what is kept
@@ -236,6 +273,10 @@ PATCHED = [
         _blames_at_once,
         _sends_all_at_a_trial,
         _goes_on_after_a_gap,
+        _parks_in_the_engine,
+        _never_comes_back,
+        _drops_what_comes_while_parked,
+        _waits_for_room_in_the_engine,
         _drops_one_unread,
         _resumes_one_too_early,
         _repeats_ids,

@@ -92,6 +92,11 @@ class Pipe:
                 self._pass(frame[:cut])
                 self._pass(frame[cut:])
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is on its way any more."""
+        return self._held is None and self._clock.now_s > self.last_due_s
+
     def send_part(self, frame: bytes) -> None:
         """As much of it as a process got out that dies in the middle."""
         if not self.is_closed:

@@ -111,7 +111,8 @@ class ResumingClient(Client):
             self._be_cut(connection, data[: self.rng.randrange(len(data))])
         elif chance < 2 * self._cut:
             connection.is_stalled = True
-            self.api.later(0.03 * self.rng.random(), connection.read)
+            stalled_s = self.rng.choice((0.03, 0.03, 7.0)) * self.rng.random()
+            self.api.later(stalled_s, connection.read)
             self._take(data)
         else:
             self._take(data)

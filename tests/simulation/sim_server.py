@@ -21,7 +21,7 @@ class SimServer:
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
         self._connections: dict[int, Connection] = {}
         self._readers: dict[int, FrameReader] = {}
-        self._owner_of: dict[Connection, int] = {}
+        self.owner_of: dict[Connection, int] = {}
         self._aborted: set[SequenceKey] = set()
         self.events: list[Event] = []
         self.timeout_s = 0.0  # of the last poll
@@ -32,15 +32,15 @@ class SimServer:
         return tuple(self._connections)
 
     def accept(self, connection: Connection) -> None:
-        owner = len(self._owner_of)
-        self._owner_of[connection] = owner
+        owner = len(self.owner_of)
+        self.owner_of[connection] = owner
         self._connections[owner] = connection
         self._readers[owner] = FrameReader()
         welcome = msgspec.structs.replace(self._welcome, owner=owner)
         connection.to_api.send(with_header(self._encode(welcome)))
 
     def receive(self, connection: Connection, data: bytes | None) -> None:
-        owner = self._owner_of[connection]
+        owner = self.owner_of[connection]
         if owner not in self._connections:
             return
         if data is None:

@@ -27,6 +27,7 @@ AT_LEAST = {
     "cache hits": 500_000,
     "replayed tokens": 200_000,
     "late masks": 20_000,
+    "parks": 20_000,
     "ok": 100_000,
     "failed": 5_000,
     "gone": 2_000,

@@ -68,6 +68,7 @@ class World:
                 self.clock.run_next()
                 assert self.supervisor.given_up is None, "the supervisor gave up"
             self.calm_down()
+        self.seen["parks"] += sum(api.book.num_parks for api in self.apis)
         self.break_down()
 
     def calm_down(self) -> None:
@@ -283,4 +284,5 @@ class World:
         for client in self.clients:
             if client.api is dead and not client.outcome:
                 client.on_api_crash()
+        self.seen["parks"] += dead.book.num_parks
         self.apis[index] = self._new_api()

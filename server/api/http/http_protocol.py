@@ -14,7 +14,12 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from server.api.http.slow_readers import STATE, Connection, SlowReaders
+
 _EXTENSION = "continuo.body_writer"
+# Of what a connection's socket has not taken; then its writer is told to wait. uvloop adds about 1 KB to
+# each small write, so a stream's 16 KiB are 70 KB of memory. What the kernel holds is not counted.
+_HIGH_WATER_BYTES = 1 << 14
 
 
 class _Flow(FlowControl):
@@ -22,11 +27,25 @@ class _Flow(FlowControl):
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
+        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self.connection = Connection(transport)
         self.on_writable: Callable[[], None] | None = None
+        self.on_paused: Callable[[], None] | None = None
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What the socket has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.on_paused is not None:
+            self.on_paused()
 
     def resume_writing(self) -> None:
+        """uvicorn also calls it for a connection that is lost: then nothing more can be written."""
         super().resume_writing()
-        if self.on_writable is not None:
+        if self.on_writable is not None and not self._transport.is_closing():
             self.on_writable()
 
 
@@ -45,6 +64,16 @@ class BodyWriter:
         """The client reads slower than it is written to: whoever writes on fills memory."""
         return self._flow.write_paused
 
+    @property
+    def is_too_slow(self) -> bool:
+        """It was cut: its client took nothing for too long."""
+        return self._flow.connection.is_too_slow
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        """Written, and not taken by the socket."""
+        return 0 if self._cycle.transport.is_closing() else self._flow.num_unsent_bytes
+
     def write(self, data: bytes) -> None:
         """A no-op once the client is gone. uvloop collects the writes of one turn by itself."""
         cycle = self._cycle
@@ -58,12 +87,15 @@ class BodyWriter:
         if not self._cycle.transport.is_closing():
             self._cycle.transport.abort()
 
-    def start(self, on_writable: Callable[[], None]) -> None:
-        """`on_writable` is called whenever a pause is over, until `stop`."""
-        self._flow.on_writable = on_writable
+    def start(
+        self, on_writable: Callable[[], None], on_paused: Callable[[], None] | None = None
+    ) -> None:
+        """`on_paused` is called whenever a pause begins, also within `write`, and `on_writable` whenever one
+        is over, until `stop`."""
+        self._flow.on_writable, self._flow.on_paused = on_writable, on_paused
 
     def stop(self) -> None:
-        self._flow.on_writable = None
+        self._flow.on_writable = self._flow.on_paused = None
 
 
 class StreamingHttpProtocol(HttpToolsProtocol):
@@ -75,6 +107,9 @@ class StreamingHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._cycles: deque[RequestResponseCycle] = deque()  # the oldest first
+        self._slow_readers: SlowReaders | None = self.app_state.get(STATE)
+        if self._slow_readers is not None:
+            self._slow_readers.add(self.flow.connection)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn tells only the latest request of it; behind pipelined ones the running one would run on."""
@@ -82,6 +117,8 @@ class StreamingHttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        if self._slow_readers is not None:
+            self._slow_readers.discard(self.flow.connection)
         super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
@@ -98,3 +135,9 @@ def body_writer(scope: Mapping[str, Any]) -> BodyWriter:
     writer = scope["extensions"][_EXTENSION]
     assert isinstance(writer, BodyWriter)
     return writer
+
+
+def is_too_slow(scope: Mapping[str, Any]) -> bool:
+    """Its connection was cut because its client took nothing for too long."""
+    writer = scope.get("extensions", {}).get(_EXTENSION)
+    return isinstance(writer, BodyWriter) and writer.is_too_slow

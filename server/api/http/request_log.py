@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.api.http.http_protocol import is_too_slow
 from server.api.http.request_id import REQUEST_ID
 from server.faults import log_fault
 
@@ -104,6 +105,7 @@ class RequestLogMiddleware:
         finally:
             if self._is_on and _has_line(scope):
                 record.key_name = scope.get(KEY_NAME, "")
+                record.code = "slow_reader" if is_too_slow(scope) else record.code
                 record.total_ms = (time.monotonic() - record.arrived_at) * 1000
                 _write(record)
 

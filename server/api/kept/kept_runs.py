@@ -114,6 +114,8 @@ class KeptRuns:
         for kept in list(self._entries):
             if not kept.has_reader and now - kept.left_at >= EXPIRY_S:
                 self.remove(kept)
+        for stream in list(self._streams.values()):
+            stream.on_time(now)
         self._shed_above = self.max_bytes
         if self.is_full:
             self._shed()

@@ -12,7 +12,7 @@ from server.api.http.request_log import record_of
 from server.api.kept.kept_reply import KeptReply
 
 REPLAYED = (b"idempotent-replayed", b"true")
-_PART_BYTES = 1 << 18  # a slow reader has so much waiting for it beside the body that all share
+_PART_BYTES = 1 << 16  # a slow reader has so much waiting for it beside the body that all share
 
 
 class ReplyResponse(Response):

@@ -1,5 +1,6 @@
 """A run that goes on whatever its connections do: its events go into a ring, from which at most one reader
-at a time takes them. No task, timer or connection in here.
+at a time takes them. While these two can take no more, its sequences are parked. No task, timer or
+connection in here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from server.api.kept.ring import Ring
 from server.api.kept.ring_reader import RingReader
+from server.api.parking import PARK_AFTER_S, Parking, output_bytes
 from server.api.reply.event_maker import EventMaker
 from server.api.reply.run import Run
 from server.api.reply.stream_errors import broken_stream_event
@@ -38,6 +40,7 @@ class ResumableStream:
         clock: Callable[[], float],
         *,
         max_bytes: int | None = None,
+        max_unread_bytes: int | None = None,
         has_ids: bool = True,
         on_end: Callable[[Exception | None], None] = lambda _: None,
     ) -> None:
@@ -52,6 +55,9 @@ class ResumableStream:
         self.is_dropped = False
         self.error: Exception | None = None
         self._maker: EventMaker | None = EventMaker(run)
+        each = output_bytes(run.plan.params)
+        self._parking = Parking(run.generation, each, max_unread_bytes)
+        self._waiting_since: float | None = None  # for room
         self._room = room
         self._clock = clock
         self._on_end = on_end
@@ -94,6 +100,11 @@ class ResumableStream:
         """The reader has got on, so there may be room."""
         self._read()
 
+    def on_time(self, now: float) -> None:
+        """To be called about once a second."""
+        if self._waiting_since is not None and now - self._waiting_since >= PARK_AFTER_S:
+            self._parking.on_stalled()
+
     def drop(self) -> None:
         """Ends the run, cuts the reader, forgets every event."""
         if self.is_dropped:
@@ -112,7 +123,10 @@ class ResumableStream:
 
     def _read(self) -> None:
         """Into the ring, then to the reader. What there is no room for stays where it is."""
-        if self.run is None or self._maker is None or self._must_wait():
+        if self.run is None or self._maker is None:
+            return
+        if self._must_wait():
+            self._wait()
             return
         try:
             for event in self._maker.take(self._clock()):
@@ -124,6 +138,8 @@ class ResumableStream:
         if self._reader is not None:
             self._reader.pump()
         self._make_room()
+        if self._waiting_since is not None:
+            self._go_on()
 
     def _must_wait(self) -> bool:
         """Its reader is too slow, and what it has not had must stay."""
@@ -131,6 +147,18 @@ class ResumableStream:
         if reader is None or reader.next == self.ring.next:
             return False
         return self.ring.is_full or self._room.is_full
+
+    def _wait(self) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = self._clock()
+        self._parking.on_waiting()
+
+    def _go_on(self) -> None:
+        """What waited is in the ring; that can have filled it again."""
+        if self.run is not None:
+            is_waiting = self._must_wait()
+            self._waiting_since = self._clock() if is_waiting else None
+            self._parking.on_taken(is_waiting=is_waiting)
 
     def _complete(self, error: Exception | None) -> None:
         self.error = error
@@ -143,7 +171,8 @@ class ResumableStream:
     def _end_run(self) -> None:
         if self.run is not None:
             self.run.end()
-            self.run = self._maker = None
+            self.run = self._maker = self._waiting_since = None
+            self._parking.close()
 
     def _make_room(self) -> None:
         """What the reader has had goes first. Without a reader the next to go would be what nobody has had:

@@ -61,6 +61,7 @@ class Metrics(Collector):
         self._num_resumed = 0
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._num_streams: Callable[[], int] = lambda: 0
+        self._num_slow_readers: Callable[[], int] = lambda: 0
         self._progress_age_s: Callable[[], float] = engine.silence_s
         self.ttft = Histogram(TTFT_BUCKETS_S)
         self.inter_token = Histogram(INTER_TOKEN_BUCKETS_S)
@@ -87,6 +88,10 @@ class Metrics(Collector):
     def watch_streams(self, num_streams: Callable[[], int]) -> None:
         """How many can be resumed."""
         self._num_streams = num_streams
+
+    def watch_slow_readers(self, num_closed: Callable[[], int]) -> None:
+        """Whose connections were cut."""
+        self._num_slow_readers = num_closed
 
     def watch_progress(self, age_s: Callable[[], float]) -> None:
         """Seconds since the engine got on; until then since it was heard."""
@@ -215,6 +220,13 @@ class Metrics(Collector):
         yield make.gauge("continuo:kept_streams", text, self._num_streams())
         text = "Streams resumed on another connection."
         yield make.counter("continuo:resumed_streams", text, self._num_resumed)
+        text = "Streams that wait outside the engine for their readers."
+        yield make.gauge("continuo:parked_streams", text, self._engine.num_parked)
+        for name, text, value in (
+            ("parks", "Times that a stream had to leave the engine.", self._engine.num_parks),
+            ("slow_readers_closed", "Connections cut: nothing taken.", self._num_slow_readers()),
+        ):
+            yield make.counter(f"continuo:{name}", text, value)
         for name, text, value in self._gauges:
             yield make.gauge(name, text, value())
         used = {queue.name: queue.num_bytes() for queue in self._queues}

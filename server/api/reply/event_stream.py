@@ -1,5 +1,6 @@
 """A run as a stream of events. It writes to the connection by itself, from the turn of the loop in which the
-engine's frame came; the request's task only waits for the beginning and the end.
+engine's frame came; the request's task only waits for the beginning and the end. What its client is too slow
+for it leaves where it is, and the sequences do not stay in the engine for that.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import asyncio
 import time
 
 from server.api.http.http_protocol import BodyWriter
+from server.api.parking import PARK_AFTER_S, Parking, output_bytes
 from server.api.reply.event_maker import EventMaker
 from server.api.reply.run import Run
 from server.api.reply.sse import PING
@@ -30,7 +32,11 @@ class EventStream:
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._written_at = time.monotonic()
+        self._parking = Parking(self._generation, output_bytes(run.plan.params))
         self._timer = self._loop.call_later(PING_AFTER_S, self._on_timer)
+        body.start(self._on_writable, self._on_paused)
+        if body.is_paused:  # by what a request before this one has left
+            self._on_paused()
         run.read_by(self._read)
 
     async def begun(self) -> None:
@@ -42,7 +48,6 @@ class EventStream:
     def start(self) -> None:
         """The response's head is sent: from now on events go out as they come."""
         self._is_started = True
-        self._body.start(self._read)
         for data in self._unsent:
             self._body.write(data)
         self._unsent = []
@@ -57,10 +62,14 @@ class EventStream:
     def close(self) -> None:
         self._timer.cancel()
         self._body.stop()
+        self._parking.close()
 
     def _read(self) -> None:
-        """Of everything that came one write is made. What the client is too slow for stays where it is."""
-        if self._is_over or (self._is_started and self._body.is_paused):
+        """Of everything that came one write is made."""
+        if self._is_over:
+            return
+        if self._body.is_paused:
+            self._parking.on_waiting(self._body.num_unsent_bytes)
             return
         self._now = time.monotonic()
         try:
@@ -87,12 +96,28 @@ class EventStream:
         self._begun.set()
         self._ended.set()
 
+    def _on_paused(self) -> None:
+        """Also within a write. The timer is for the pings until then, which a full connection needs not."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(PARK_AFTER_S, self._on_stalled)
+
+    def _on_stalled(self) -> None:
+        self._parking.on_stalled()
+        self._timer = self._loop.call_later(PARK_AFTER_S, self._on_stalled)
+
+    def _on_writable(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(PING_AFTER_S, self._on_timer)
+        self._read()  # and may be paused again
+        self._parking.on_taken(is_waiting=self._body.is_paused)
+
     def _on_timer(self) -> None:
         """One timer, moved only when it is due: moving it for every token would cost more than the token."""
         self._now = time.monotonic()
         wait_s = self._written_at + PING_AFTER_S - self._now
         if wait_s <= 0 and not self._is_over:
             wait_s = PING_AFTER_S
-            if not self._body.is_paused:
-                self._write(PING)
+            self._write(PING)
+            if self._body.is_paused:
+                return  # which has set the timer
         self._timer = self._loop.call_later(wait_s, self._on_timer)

@@ -227,8 +227,8 @@ class Metrics(Collector):
             ("slow_readers_closed", "Connections cut: nothing taken.", self._num_slow_readers()),
         ):
             yield make.counter(f"continuo:{name}", text, value)
-        for name, text, value in self._gauges:
-            yield make.gauge(name, text, value())
+        for name, text, read in self._gauges:
+            yield make.gauge(name, text, read())
         used = {queue.name: queue.num_bytes() for queue in self._queues}
         yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
         limits = {queue.name: queue.max_bytes for queue in self._queues}

@@ -16,9 +16,11 @@ from server.api.docs.docs import docs_router
 from server.api.docs.openapi import openapi_document
 from server.api.engine_client import EngineClient
 from server.api.http.auth import AuthMiddleware
+from server.api.http.connections import Connections
 from server.api.http.cors import Cors
 from server.api.http.drain import Drain, DrainMiddleware
 from server.api.http.errors import add_error_handlers
+from server.api.http.hosts import AllowedHosts, HostMiddleware
 from server.api.http.request_id import RequestIdMiddleware
 from server.api.http.request_log import RequestLogMiddleware
 from server.api.kept.kept_runs import KeptRuns
@@ -43,6 +45,7 @@ class Doors:
     """Who may come in, and what is written down of it."""
 
     keys: KeyFile | None = None  # None: no key is needed
+    hosts: AllowedHosts | None = None  # None: any
     origins: tuple[str, ...] = ()
     logs_requests: bool = False
 
@@ -55,6 +58,7 @@ def create_app(
     engine_config: EngineConfig | None = None,
     doors: Doors | None = None,
     drain: Drain | None = None,
+    connections: Connections | None = None,
     progress: Progress | None = None,
     resume_bytes: int = 64 << 20,
 ) -> ASGIApp:
@@ -66,7 +70,8 @@ def create_app(
     metrics.watch_streams(lambda: kept.num_streams)
     if progress is not None:
         metrics.watch_progress(progress.age_s)
-    drain = drain or Drain()
+    drain, connections = drain or Drain(), connections or Connections()
+    metrics.watch_connections(connections)
     app = _app(engine, kept)
     completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept)
     app.add_api_route("/v1/completions", completions.__call__, methods=["POST"])
@@ -77,17 +82,19 @@ def create_app(
     app.include_router(pages_router(metrics))
     add_error_handlers(app)
     drained = DrainMiddleware(app, drain, lambda: metrics.on_rejection("draining"))
-    guarded = _guarded(app, drained, doors or Doors())
+    guarded = _guarded(app, drained, doors or Doors(), connections)
     return RequestIdMiddleware(guarded, metrics.on_response)
 
 
-def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors) -> ASGIApp:
+def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors, connections: Connections) -> ASGIApp:
     """Every reply has its CORS headers, also one of the guards'."""
     document = openapi_document(needs_key=doors.keys is not None)
     app.include_router(docs_router(document))
     guarded = inner if doors.keys is None else AuthMiddleware(inner, doors.keys)
     if doors.origins:
         guarded = Cors(guarded, doors.origins)
+    if doors.hosts is not None:
+        guarded = HostMiddleware(guarded, doors.hosts, connections)
     return RequestLogMiddleware(guarded, is_on=doors.logs_requests)
 
 

@@ -51,4 +51,4 @@ class EngineCounts:
 
 
 def _sum(a: EngineStats, b: EngineStats) -> EngineStats:
-    return EngineStats(*[x + y for x, y in zip(a, b, strict=True)])
+    return EngineStats._make(x + y for x, y in zip(a, b, strict=True))

@@ -21,6 +21,7 @@ class SequenceState:
     seq_id: int
     choice: int
     params: SamplingParams
+    tenant: str
     cache_salt: str
     priority: int
     grammar: Grammar | None
@@ -63,6 +64,7 @@ class SequenceState:
             seq_id=request.seq_id,
             choice=request.choice,
             params=request.params,
+            tenant=request.tenant,
             cache_salt=request.cache_salt,
             priority=request.priority,
             grammar=request.grammar,

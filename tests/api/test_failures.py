@@ -12,7 +12,13 @@ from server.sequence import FailureKind
 from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
 
-STATUS = {"internal": 500, "not_finite": 500, "engine_crash": 500}  # all others are 400
+STATUS = {
+    "internal": 500,
+    "not_finite": 500,
+    "engine_crash": 500,
+    "expired": 503,
+}  # all others: 400
+CODES = {"internal": None, "expired": "queue_timeout"}  # of all others: the kind
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -27,10 +33,35 @@ def test_before_the_first_byte_it_has_a_status(
     assert reply.status_code == STATUS.get(kind, 400)
     error = reply.json()["error"]
     assert error["type"] == ("server_error" if kind in STATUS else "invalid_request_error")
-    assert error["code"] == (None if kind == "internal" else kind)
+    assert error["code"] == CODES.get(kind, kind)
     assert error["param"] == ("structured_outputs" if kind.startswith("grammar") else None)
     wait_until(lambda: engine.num_running == 0)
     assert engine.aborted == [engine.submitted[0].seq_id]  # its sibling, and nothing that has ended
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("kind", [each for each in get_args(FailureKind) if "grammar" in each])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"regex": "a"}),
+    ],
+)
+def test_a_grammar_is_blamed_on_the_field_that_it_came_by(
+    client: httpx.Client,
+    engine: FakeEngine,
+    name: str,
+    wanted: dict[str, str],
+    kind: FailureKind,
+    is_stream: bool,
+) -> None:
+    engine.script = lambda _: []
+    engine.failures = {0: kind}
+    body = {"prompt": "a", "stream": is_stream, name: wanted}
+    error = client.post("/v1/completions", json=body).json()["error"]
+    assert error["param"] == name
+    assert error["message"].startswith(f"{name} ")
 
 
 def test_after_the_first_byte_it_is_an_event_without_done(

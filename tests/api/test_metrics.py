@@ -56,6 +56,7 @@ _OURS = {
             "engine_restarts",
             "http_responses",
             "quarantined_requests",
+            "refused_requests",
             "replay_mismatches",
             "replayed_tokens",
             "resumed_streams",
@@ -66,8 +67,11 @@ _OURS = {
     **dict.fromkeys(
         (
             "build_info",
+            "not_finite_weight_tensors",
+            "connections",
             "engine_progress_age_seconds",
             "kept_streams",
+            "max_connections",
             "open_sequences",
             "queue_bytes",
             "queue_limit_bytes",

@@ -205,6 +205,7 @@ def request(
     *,
     choice: int = 0,
     salt: str = "",
+    tenant: str = "",
     max_tokens: int = 8,
     seed: int = 1,
     min_tokens: int = 0,
@@ -236,8 +237,9 @@ def request(
         params,
         salt,
         priority,
-        None if grammar is None else Grammar("regex", grammar),
-        list(emitted),
+        tenant,
+        grammar=None if grammar is None else Grammar("regex", grammar),
+        emitted_ids=list(emitted),
     )
 
 

@@ -84,7 +84,9 @@ class EngineMachine(RuleBasedStateMachine):
         grammar = None if source is None else Grammar("regex", source)
         for choice in range(n):
             seq_id, self.num_submitted = self.num_submitted, self.num_submitted + 1
-            wanted = SequenceRequest(seq_id, prompt, choice, params, salt, priority, grammar)
+            wanted = SequenceRequest(
+                seq_id, prompt, choice, params, salt, priority, grammar=grammar
+            )
             try:
                 self.rig.submit(wanted, owner)
             except RequestError:

@@ -83,18 +83,18 @@ class CompletionsRoute:
         has_ids = has_ids or bool(planned.options.resumable)
 
         def start() -> Awaitable[Run]:
-            return self._start(planned, info, arrived_at)
+            return self._start(planned, info, arrived_at, keeper.key_name)
 
         if has_ids or keeper.is_repeatable:
             return keeper.response(start, planned, has_ids=has_ids)
         return CompletionResponse(start, planned)
 
-    async def _start(self, planned: Plan, info: EngineInfo, arrived_at: float) -> Run:
+    async def _start(self, planned: Plan, info: EngineInfo, arrived_at: float, tenant: str) -> Run:
         """Submits. From here on somebody must read the run, and end it."""
         view = RequestView(planned.request, self._tokenizer, self._names)
         prompts = [view.prompt(prompt_ids) for prompt_ids in planned.prompts]
         choices = [view.choice(prompt) for prompt in prompts for _ in range(planned.n)]
-        generation = await self._submit(planned, info)
+        generation = await self._submit(planned, info, tenant)
         head = self._head(planned, info)
         timers = [SequenceTimer(self._metrics, arrived_at) for _ in choices]
         return Run(planned, head, generation, choices, timers, prompts)
@@ -106,9 +106,10 @@ class CompletionsRoute:
             self._metrics.on_rejection("engine_gone")
             raise
 
-    async def _submit(self, planned: Plan, info: EngineInfo) -> Generation:
+    async def _submit(self, planned: Plan, info: EngineInfo, tenant: str) -> Generation:
         try:
-            generation = await self._engine.submit(planned.requests(), info)
+            generation = await self._engine.submit(planned.requests(tenant), info)
+            generation.grammar_field = planned.grammar_field
         except EngineGoneError:
             self._metrics.on_rejection("engine_gone")
             raise

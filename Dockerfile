@@ -1,6 +1,7 @@
 # An image for a GPU host:   docker build -t continuo .  &&  docker run --gpus all -p 8000:8000 continuo
 # Let streams end:           docker stop -t 40 CONTAINER   (Docker kills after 10 s by itself; --drain-seconds is 30)
-# With a read-only root:     docker run --read-only --tmpfs /tmp --gpus all -p 8000:8000 continuo
+# With nothing it can do:    docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --gpus all -p 8000:8000 continuo
+#                            (compiled kernels go to the volume below; where there is none, Kubernetes say, to /tmp: mount that without noexec)
 FROM python:3.11-slim-bookworm
 
 # cuda: torch's wheels with their CUDA libraries; cpu: the small build from PyTorch's own index
@@ -29,7 +30,8 @@ RUN python -m compileall -q server kernels \
     && useradd --system --uid 10001 --no-create-home --home-dir /var/cache/continuo continuo \
     && install -d -o continuo -g continuo /var/cache/continuo
 
-USER continuo
+# a number: Kubernetes' runAsNonRoot does not look names up
+USER 10001
 ENV XDG_CACHE_HOME=/var/cache PYTHONUNBUFFERED=1
 RUN python -m server warm-up
 VOLUME /var/cache/continuo

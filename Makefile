@@ -6,13 +6,14 @@ PYTHON ?= python3
 TORCH ?= auto
 ARGS ?=
 OUT ?= benchmarks/results
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(TORCH)
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.set-up
 
-.PHONY: help setup serve test sim soak-sim chaos clients check bench kernels gpu
+.PHONY: help setup serve test sim soak-sim chaos hostile fuzz clients check bench kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,17 +42,24 @@ soak-sim: $(STAMP) ## simulate until it is interrupted:  ARGS="--seed 7 --hours 
 chaos: $(STAMP) ## kill processes under open streams;  ARGS=--long: 200 kills, 10,000 cuts
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
+hostile: $(STAMP) ## send everything that a client can send, and look for what it leaves
+	@$(BIN)/python -m pytest tests/hostile $(ARGS)
+
+fuzz: $(STAMP) ## fuzz HTTP bytes and timed requests for SECONDS=60;  ARGS="--kind raw --seed 7"
+	@$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS) $(ARGS)
+
 clients: $(CLIENTS_STAMP) ## run lm-evaluation-harness, guidellm and schemathesis against the server
 	@$(BIN)/python -m pytest tests/clients $(ARGS)
 
 $(CLIENTS_STAMP): $(STAMP) tests/clients/requirements.txt .ci/set_up_clients.py
 	@$(BIN)/python .ci/set_up_clients.py $(CLIENTS) && touch $@
 
-check: $(STAMP) ## formatting, lint, types, import contracts
+check: $(STAMP) ## formatting, lint, types, import contracts, what is forbidden
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/forbid.py
 
 bench: $(STAMP) ## measure; writes tables, JSON and plots to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -16,6 +16,7 @@ from server.grammar.client import GrammarClient
 from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineInfo
 from server.model.config import read_config
+from server.model_files import ModelFiles
 from server.runner.load import LoadedRunner, build_runner
 from server.startup import available_cores
 from server.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class Assembled(NamedTuple):
 def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = None) -> Assembled:
     """`config.model` is a directory, `tokenizer` the one in it. `board` learns how the engine gets on.
     Raises ConfigError."""
-    vocab_size = read_config(config.model).vocab_size
+    vocab_size = read_config(ModelFiles(config.model, config.model_manifest)).vocab_size
     if tokenizer.num_tokens > vocab_size:
         raise ModelError(
             f"{config.model}: the tokenizer has {tokenizer.num_tokens} tokens, more than the "
@@ -40,7 +41,8 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = N
     gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
     loaded = build_runner(config, gaps, available_cores(), board)
     has_end = tokenizer.eos_token_id is not None
-    grammars = GrammarClient(config.model, vocab_size) if has_end else None
+    manifest = config.model_manifest
+    grammars = GrammarClient(config.model, vocab_size, manifest=manifest) if has_end else None
     engine = engine_of(loaded, gaps, grammars, board)
     return Assembled(engine, grammars, _info(loaded), loaded.lines)
 
@@ -78,4 +80,5 @@ def _info(loaded: LoadedRunner) -> EngineInfo:
         device=loaded.config.device,
         dtype=loaded.config.dtype,
         system_fingerprint=loaded.system_fingerprint,
+        num_not_finite_tensors=loaded.num_not_finite_tensors,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from server.board import Board
-from server.lifeline import MAX_TOLD_BYTES, ChildLink
+from server.lifeline import MAX_TOLD_BYTES, ChildLink, python_command
 from server.restart_policy import RestartPolicy
 from server.sequence import Death
 
@@ -46,7 +46,7 @@ class ChildSpec:
 
 def python_child(name: str, told: dict[str, Any], env: dict[str, str], **options: Any) -> ChildSpec:
     """A child that runs `server.processes.main` with this interpreter."""
-    return ChildSpec(name, [sys.executable, "-c", _BOOT, name], told, env, **options)
+    return ChildSpec(name, [*python_command(), "-c", _BOOT, name], told, env, **options)
 
 
 @dataclass(eq=False)

@@ -18,6 +18,8 @@ from server.logs import set_up_logging
 
 _HELP = {
     "model": "model directory (default: the embedded model)",
+    "model_manifest": "file of SHA-256 digests of the model directory's files, as `sha256sum *` prints them: "
+    "none that it does not list is opened, and each must match (default: not checked)",
     "served_model_name": "the name clients use (default: the model directory's name)",
     "host": "address to listen on; 0.0.0.0 for all",
     "port": "TCP port; 0 for any free one",
@@ -27,6 +29,8 @@ _HELP = {
     "makes them; read again when it changes (default: no key is needed)",
     "ssl_certfile": "PEM file of the certificate and its chain, to serve HTTPS",
     "ssl_keyfile": "PEM file of the certificate's private key, unencrypted",
+    "allowed_hosts": "names that requests may call the server by (their Host header), comma-separated, "
+    "without ports; * for any (default: on loopback localhost and its addresses, elsewhere any)",
     "allowed_origins": "whose web pages may call the server from a browser, comma-separated, like "
     "https://example.org; * for any (default: none)",
     "drain_seconds": "after SIGTERM, time for running requests to end; new ones are refused",
@@ -53,8 +57,16 @@ _KEY_LIMITS = {
     "tokens_per_min": "most tokens a minute, of prompts and completions (default: no limit)",
     "concurrent": "most requests open at once (default: no limit)",
 }
-_GENERATE_ENGINE_FIELDS = ("model", "device", "dtype", "max_model_len")  # it runs one sequence
-_SECURITY_FIELDS = ("api_key_file", "ssl_certfile", "ssl_keyfile", "allowed_origins")
+_GENERATE_ENGINE_FIELDS = (
+    *("model", "model_manifest", "device", "dtype", "max_model_len"),  # it runs one sequence
+)
+_SECURITY_FIELDS = (
+    "api_key_file",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "allowed_hosts",
+    "allowed_origins",
+)
 _SERVER_FIELDS = [each.name for each in fields(ServeConfig) if each.name not in _SECURITY_FIELDS]
 _METAVARS = {str: "TEXT", int: "N", float: "X"}
 

@@ -19,6 +19,7 @@ CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
 _BLOCK_SIZES = (8, 16, 32, 64, 128)
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
 
 
@@ -32,6 +33,7 @@ class EngineConfig:
     """What one engine process needs to know. None and "auto" mean: chosen at start, and said."""
 
     model: str = ""  # a model directory; empty: the embedded model
+    model_manifest: str = ""  # a file of SHA-256 digests; empty: its files are taken as they are
     device: Device = "auto"
     dtype: Dtype = "auto"
     max_model_len: int | None = None  # tokens; None: the checkpoint's context length
@@ -114,6 +116,7 @@ class ServeConfig:
     api_key_file: str = ""  # empty: no key is needed
     ssl_certfile: str = ""  # both or neither; empty: plain HTTP
     ssl_keyfile: str = ""
+    allowed_hosts: str = ""  # comma-separated; empty: this machine's names on loopback, else any
     allowed_origins: str = ""  # comma-separated; empty: no CORS headers
     drain_seconds: float = 30.0  # after SIGTERM, for running requests to end
     stall_seconds: float = 30.0  # without progress: the engine is killed and replaced
@@ -137,12 +140,23 @@ class ServeConfig:
         _require(
             1 <= self.resume_memory_mib <= 65536, "--resume-memory-mib must be between 1 and 65536."
         )
+        for name in self.hosts:
+            _require(
+                name == "*" or _HOST_NAME.fullmatch(name) is not None,
+                f"--allowed-hosts: {name!r} is not * or a host's name or address, like "
+                "llm.example.org (no port, no scheme).",
+            )
         for origin in self.origins:
             _require(
                 origin == "*" or _ORIGIN.fullmatch(origin) is not None,
                 f"--allowed-origins: {origin!r} is not * or an origin like https://example.org:8443 "
                 "(no path, no slash at its end).",
             )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Whom a request's Host header may name."""
+        return tuple(part.strip() for part in self.allowed_hosts.split(",") if part.strip())
 
     @property
     def origins(self) -> tuple[str, ...]:

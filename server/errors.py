@@ -49,9 +49,13 @@ class RequestError(ContinuoError):
 class ContextLengthError(RequestError):
     """The prompt and its completion do not fit in `max_model_len`; states all three numbers."""
 
-    def __init__(self, max_model_len: int, prompt_tokens: int, max_tokens: int) -> None:
+    def __init__(
+        self, max_model_len: int, prompt_tokens: int, max_tokens: int, *, is_minimum: bool = False
+    ) -> None:
+        """`is_minimum`: the prompt has at least so many tokens."""
+        number = f"at least {prompt_tokens}" if is_minimum else prompt_tokens
         super().__init__(
-            f"This model's maximum context length is {max_model_len} tokens, but {prompt_tokens} "
+            f"This model's maximum context length is {max_model_len} tokens, but {number} "
             f"prompt tokens and {max_tokens} completion tokens were requested.",
             param="prompt" if prompt_tokens >= max_model_len else "max_tokens",
             code="context_length_exceeded",

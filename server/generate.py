@@ -10,6 +10,7 @@ from dataclasses import replace
 from server.api.failures import failure_error
 from server.config import CPU_DTYPES, EngineConfig, GenerateConfig
 from server.errors import ContextLengthError, RequestError
+from server.model_files import ModelFiles
 from server.sequence import SamplingParams, SequenceRequest
 from server.startup import check_kernels_are_ours, child_environment, resolve_engine
 
@@ -21,7 +22,7 @@ def generate(engine_config: EngineConfig, config: GenerateConfig, prompt: str) -
     from server.assembly import assemble
     from server.tokenizer import StreamDecoder, load_tokenizer
 
-    tokenizer = load_tokenizer(engine_config.model)
+    tokenizer = load_tokenizer(ModelFiles(engine_config.model, engine_config.model_manifest))
     assembled = assemble(engine_config, tokenizer)
     prompt_ids = tokenizer.encode(prompt)
     if not prompt_ids:

@@ -14,12 +14,18 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import Any, NoReturn
 
 MAX_TOLD_BYTES = 160_000  # Linux gives a socket a buffer of 212,992 bytes
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+def python_command() -> list[str]:
+    """This interpreter, as it was told to treat asserts: for a child that is as its parent."""
+    return [sys.executable, *["-O"] * sys.flags.optimize]
 
 
 def adopt_orphans() -> None:

@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 from server.board import SERVING, Board
 from server.config import EngineConfig, ServeConfig
 from server.errors import ConfigError
+from server.faults import in_short, log_fault
 from server.lifeline import Lifeline
 from server.logs import set_up_logging
 from server.sequence import Death
@@ -41,8 +42,8 @@ def main() -> None:
         lifeline.error(str(error))
         sys.exit(2)
     except Exception as error:
-        _log.exception("%s failed", name)
-        lifeline.fault(f"{type(error).__name__}: {error}")
+        log_fault(f"{name} failed", error)
+        lifeline.fault(in_short(error))
         sys.exit(1)
 
 
@@ -55,13 +56,16 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     from server.assembly import assemble
     from server.engine.loop import EngineLoop
     from server.ipc.server import EngineServer
+    from server.model_files import ModelFiles
     from server.tokenizer import load_tokenizer
 
     notice = threading.Timer(_SLOW_START_S, _log.info, [_SLOW_START])
     notice.daemon = True
     notice.start()
     board = Board(told["board_fd"])
-    assembled = assemble(config.engine, load_tokenizer(config.engine.model), board)
+    files = ModelFiles(config.engine.model, config.engine.model_manifest)
+    assembled = assemble(config.engine, load_tokenizer(files), board)
+    del files
     notice.cancel()
     for line in assembled.lines:
         _log.info("%s", line)

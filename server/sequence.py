@@ -64,9 +64,10 @@ class SequenceRequest:
     prompt_ids: list[int]  # at least one; every id in [0, vocab_size)
     choice: int  # index of the choice within its prompt; part of the noise counter
     params: SamplingParams
-    cache_salt: str = ""  # tenants with different salts never share cached blocks
+    cache_salt: str = ""  # sequences of one tenant with different salts share no cached blocks
     priority: int = 0  # lower ones are admitted first; equal ones in order of arrival
-    tenant: str = ""  # whose it is: an API key's name; tenants share the engine's tokens fairly
+    # whose it is: an API key's name; tenants share no cached blocks, and the engine's tokens fairly
+    tenant: str = ""
     max_queue_s: float | None = None  # it fails as "expired" where it was in no step by then
     grammar: Grammar | None = None
     # Already drawn and sent, by an engine that is gone: computed again, never drawn or sent again. With

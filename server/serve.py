@@ -114,7 +114,12 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
 @contextlib.contextmanager
 def _runtime_dir() -> Iterator[Path]:
     """Private to this user (0700): whoever can open the sockets in it can run the engine."""
-    path = Path(tempfile.mkdtemp(prefix="continuo-"))
+    try:
+        path = Path(tempfile.mkdtemp(prefix="continuo-"))
+    except OSError:
+        raise ConfigError(
+            "No directory for temporary files can be written: a read-only root needs a tmpfs at /tmp."
+        ) from None
     try:
         yield path
     finally:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from server.api_keys import read_keys
 from server.config import EngineConfig, ServeConfig
 from server.errors import ConfigError
+from server.model_manifest import read_manifest
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,10 @@ def resolve_engine(config: EngineConfig) -> EngineConfig:
             f"There is no model directory {model_dir}. --model takes a directory that holds "
             "config.json, the weights as safetensors and the tokenizer files."
         )
-    return replace(config, model=str(model_dir.resolve()))
+    manifest = _absolute(config.model_manifest)
+    if manifest:
+        read_manifest(Path(manifest)).check_all_exist(model_dir)
+    return replace(config, model=str(model_dir.resolve()), model_manifest=manifest)
 
 
 def resolve_serve(config: ServeConfig) -> ServeConfig:
@@ -121,7 +127,15 @@ def _writable_cache_dir() -> Path:
         _log.warning(
             "cannot write %s (%s): compiled kernels go to %s", cache_dir, error.strerror, fallback
         )
+        _take_along(cache_dir, fallback)
         return fallback
+
+
+def _take_along(cache_dir: Path, fallback: Path) -> None:
+    """What was compiled before, into an image with a read-only root say: half a minute's work."""
+    with suppress(OSError, shutil.Error):
+        if not any(fallback.iterdir()) and not cache_dir.stat().st_mode & stat.S_IWOTH:
+            shutil.copytree(cache_dir, fallback, dirs_exist_ok=True)
 
 
 def _private_dir(path: Path) -> Path:

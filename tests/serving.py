@@ -1,4 +1,4 @@
-"""`continuo serve` as real processes: start it, know its processes, end it."""
+"""`continuo serve` as real processes: start it, know its processes, end it, and look at what it wrote."""
 
 from __future__ import annotations
 
@@ -8,29 +8,42 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import psutil
 
+from tests.clean_output import check_error, leaks_in
 from tests.waiting import is_alive, wait_for
 
+_READY = re.compile(r"ready in [\d.]+ s: (https?://[^\s\\]+)")  # its line may be JSON
+_CACHES = re.compile(r"cannot write \S+ \([\w -]+\): compiled kernels go to [^\s\"]+")
 _COLD_START_S = 240  # the kernels may have to be compiled first
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Server:
-    """Starts `python -m server serve`, or that of another module, on a free port; stderr goes to a file."""
+    """Starts `python -m server serve`, or that of another module, on a free port; stderr goes to a file,
+    which must hold nothing that a log may not."""
 
-    def __init__(self, model: Path, *flags: str, module: str = "server") -> None:
+    def __init__(
+        self,
+        model: Path,
+        *flags: str,
+        module: str = "server",
+        python: Sequence[str] = (sys.executable,),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.stderr_file = tempfile.NamedTemporaryFile("w+", prefix="serve-", suffix=".log")  # noqa: SIM115
         self.temporary_dir = tempfile.TemporaryDirectory()
-        self.client = httpx.Client(timeout=30)
-        command = [sys.executable, "-m", module, "serve", "--model", str(model), "--port", "0"]
+        self.client = httpx.Client(timeout=30, event_hooks={"response": [check_error]})
+        self._may_be_said = [str(model), *flags]
+        command = [*python, "-m", module, "serve", "--model", str(model), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--max-num-seqs", "8", *flags],
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": self.temporary_dir.name},
+            env={**os.environ, "TMPDIR": self.temporary_dir.name, **(env or {})},
             stderr=self.stderr_file,
         )
 
@@ -40,7 +53,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        found = re.search(r"ready in [\d.]+ s: (\S+)", self.stderr)
+        found = _READY.search(self.stderr)
         assert found, self.stderr
         return found.group(1)
 
@@ -87,7 +100,15 @@ class Server:
             self.end(
                 signal.SIGINT
             )  # at once: a stream that a failed test has left is not waited for
-        print(self.stderr)  # shown beside a failure
+        stderr = self.stderr
+        print(stderr)  # shown beside a failure
         self.client.close()
         self.stderr_file.close()
         self.temporary_dir.cleanup()
+        self.check_output(stderr)
+
+    def check_output(self, stderr: str) -> None:
+        """What its operator has told it may be said: flags, the model directory, its own address; and where
+        it keeps compiled kernels."""
+        may_be_said = _READY.findall(stderr) + _CACHES.findall(stderr)
+        assert leaks_in(stderr, [*self._may_be_said, *may_be_said]) == []

@@ -67,6 +67,28 @@ def test_an_unwritable_cache_directory_only_warns(
     assert "cannot write" in caplog.text
 
 
+def test_what_was_compiled_into_an_unwritable_directory_is_taken_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Read-only file system")
+
+    cache = tmp_path / "cache" / "continuo"
+    (cache / "numba").mkdir(parents=True)
+    (cache / "numba" / "kernel.nbi").write_bytes(b"compiled")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    cache.chmod(0o777)  # somebody else may have put it there
+    assert list(Path(child_environment()["NUMBA_CACHE_DIR"]).parent.iterdir()) == []
+    cache.chmod(0o755)
+    taken = Path(child_environment()["NUMBA_CACHE_DIR"])
+    assert taken.is_relative_to(tmp_path / "shared")
+    assert (taken / "kernel.nbi").read_bytes() == b"compiled"
+
+
 def test_at_least_one_core_and_no_more_than_the_affinity() -> None:
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 

@@ -18,9 +18,11 @@ from server.api.docs.docs import docs_router
 from server.api.docs.openapi import openapi_document
 from server.api.engine_client import EngineClient
 from server.api.http.auth import AuthMiddleware
+from server.api.http.connections import Connections
 from server.api.http.cors import Cors
 from server.api.http.drain import Drain, DrainMiddleware
 from server.api.http.errors import add_error_handlers
+from server.api.http.hosts import AllowedHosts, HostMiddleware
 from server.api.http.limit_headers import LimitHeaders
 from server.api.http.request_id import RequestIdMiddleware
 from server.api.http.request_log import RequestLogMiddleware
@@ -48,6 +50,7 @@ class Doors:
     """Who may come in, and what is written down of it."""
 
     keys: KeyFile | None = None  # None: no key is needed
+    hosts: AllowedHosts | None = None  # None: any
     origins: tuple[str, ...] = ()
     logs_requests: bool = False
 
@@ -60,6 +63,7 @@ def create_app(
     engine_config: EngineConfig | None = None,
     doors: Doors | None = None,
     drain: Drain | None = None,
+    connections: Connections | None = None,
     progress: Progress | None = None,
     resume_bytes: int = 64 << 20,
     max_queue_s: float = 30.0,
@@ -76,6 +80,8 @@ def create_app(
     if progress is not None:
         metrics.watch_progress(progress.age_s)
     drain, doors = drain or Drain(), doors or Doors()
+    connections = Connections() if connections is None else connections
+    metrics.watch_connections(connections)
     admission = _admission(engine, metrics, doors.keys, max_queue_s)
     app = _app(engine, kept, slow_readers)
     completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept, admission)
@@ -88,17 +94,19 @@ def create_app(
     add_error_handlers(app)
     door = AdmissionDoor(app, admission)
     drained = DrainMiddleware(door, drain, lambda: metrics.on_rejection("draining"))
-    guarded = _guarded(app, drained, doors)
+    guarded = _guarded(app, drained, doors, connections)
     return RequestIdMiddleware(guarded, metrics.on_response)
 
 
-def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors) -> ASGIApp:
+def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors, connections: Connections) -> ASGIApp:
     """Every reply has its CORS headers, also one of the guards'."""
     document = openapi_document(needs_key=doors.keys is not None)
     app.include_router(docs_router(document))
     guarded = inner if doors.keys is None else AuthMiddleware(LimitHeaders(inner), doors.keys)
     if doors.origins:
         guarded = Cors(guarded, doors.origins)
+    if doors.hosts is not None:
+        guarded = HostMiddleware(guarded, doors.hosts, connections)
     return RequestLogMiddleware(guarded, is_on=doors.logs_requests)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from server.errors import RequestError
 from server.sequence import FailureKind
+
+GrammarField = Literal["structured_outputs", "response_format"]
 
 
 class _Answer(NamedTuple):
@@ -16,31 +18,31 @@ class _Answer(NamedTuple):
     retry_after_s: float | None = None
 
 
-_GRAMMAR = "structured_outputs"
+# `{field}`, also as param: the one by which the request asked for a grammar
 _ANSWERS: dict[FailureKind, _Answer] = {
     "grammar_invalid": _Answer(
         400,
         "grammar_invalid",
-        "structured_outputs or response_format holds a grammar that does not compile.",
-        _GRAMMAR,
+        "{field} holds a grammar that does not compile.",
+        "{field}",
     ),
     "grammar_unsupported": _Answer(
         400,
         "grammar_unsupported",
-        "structured_outputs or response_format uses a feature that this server does not support.",
-        _GRAMMAR,
+        "{field} uses a feature that this server does not support.",
+        "{field}",
     ),
     "grammar_too_complex": _Answer(
         400,
         "grammar_too_complex",
-        "structured_outputs or response_format is too complex for this server.",
-        _GRAMMAR,
+        "{field} is too complex for this server.",
+        "{field}",
     ),
     "grammar_too_slow": _Answer(
         400,
         "grammar_too_slow",
-        "structured_outputs or response_format took too long to compile or to follow.",
-        _GRAMMAR,
+        "{field} took too long to compile or to follow.",
+        "{field}",
     ),
     "no_token_allowed": _Answer(
         400,
@@ -70,12 +72,14 @@ _ANSWERS: dict[FailureKind, _Answer] = {
 }
 
 
-def failure_error(kind: FailureKind) -> RequestError:
+def failure_error(
+    kind: FailureKind, grammar_field: GrammarField = "structured_outputs"
+) -> RequestError:
     """An error of the status that fits: 400 where another request would do better, 500 for our own."""
     answer = _ANSWERS[kind]
     return RequestError(
-        answer.message,
-        param=answer.param,
+        answer.message.format(field=grammar_field),
+        param=answer.param and answer.param.format(field=grammar_field),
         code=answer.code,
         status=answer.status,
         retry_after_s=answer.retry_after_s,

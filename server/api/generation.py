@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from server.api.failures import failure_error
+from server.api.failures import GrammarField, failure_error
 from server.sequence import (
     FailureKind,
     PromptLogprobs,
@@ -86,6 +86,8 @@ class Generation:
         self.first_seq_id = first_seq_id
         self.is_running = True  # something more will come; what has come may still wait to be taken
         self.error: Exception | None = None  # why not, or why nobody reads what has come
+        # by which the request asked for a grammar, if it did: a fault of that names it
+        self.grammar_field: GrammarField = "structured_outputs"
         self.failed: dict[int, FailureKind] = {}  # by the index of the sequence that did
         self.seq_ids = range(first_seq_id, first_seq_id + num_sequences)
         self._running = set(self.seq_ids)
@@ -162,7 +164,7 @@ class Generation:
 
     def deliver_failure(self, failure: SequenceFailure) -> None:
         self.failed[failure.seq_id - self.first_seq_id] = failure.kind
-        self.fail(failure_error(failure.kind))
+        self.fail(failure_error(failure.kind, self.grammar_field))
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come, or nobody is left to read what has; the first reason stays."""

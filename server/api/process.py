@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import math
 import signal
@@ -12,18 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.app import Doors, create_app
 from server.api.engine_client import EngineClient
+from server.api.http.connections import Connections
 from server.api.http.drain import Drain
+from server.api.http.hosts import allowed_hosts
+from server.api.http.limits import raise_descriptor_limit
 from server.api.http.serving_protocol import ServingHttpProtocol
+from server.api.http.tls_door import TlsDoor, tls_context
 from server.api.routes.health import BoardProgress
 from server.api_keys import KeyFile
 from server.board import SERVING, Board
 from server.config import ServeConfig
+from server.model_files import ModelFiles
 from server.tokenizer import load_tokenizer
 
 _LAST_WORDS_S = 1  # running requests are told of the end; uvicorn alone would cut them off
@@ -121,25 +128,29 @@ def run_api(
 
     `config` is resolved: the model directory and the served name are set. Raises ConfigError.
     """
+    raise_descriptor_limit()
     engine = EngineClient(socket_path)
-    drain = Drain()
+    drain, connections = Drain(), Connections()
+    address = listener.getsockname()[0]
     app = create_app(
-        load_tokenizer(config.engine.model),
+        load_tokenizer(ModelFiles(config.engine.model, config.engine.model_manifest)),
         config.served_model_name,
         engine,
         engine_config=config.engine,
         doors=Doors(
             keys=KeyFile(config.api_key_file) if config.api_key_file else None,
+            hosts=allowed_hosts(config.hosts, config.host, address),
             origins=config.origins,
             logs_requests=config.log_requests,
         ),
         drain=drain,
+        connections=connections,
         progress=None if boards is None else BoardProgress(boards.engine),
         resume_bytes=config.resume_memory_mib * _MIB,
         max_queue_s=config.max_queue_seconds,
     )
     tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
-    served = uvicorn_config(app, **(tls if config.ssl_certfile else {}))
+    served = uvicorn_config(app, connections, **(tls if config.ssl_certfile else {}))
     _Server(
         served,
         engine,
@@ -150,12 +161,23 @@ def run_api(
     ).run(sockets=[listener])
 
 
-def uvicorn_config(app: ASGIApp, **tls: str) -> uvicorn.Config:
+def uvicorn_config(
+    app: ASGIApp, connections: Connections | None = None, **tls: str
+) -> uvicorn.Config:
     """`tls`: ssl_certfile and ssl_keyfile, or nothing."""
+    connections = connections or Connections()
+    protocol: Callable[..., asyncio.Protocol] = functools.partial(
+        ServingHttpProtocol, connections=connections
+    )
+    if tls:
+        context = tls_context(tls["ssl_certfile"], tls["ssl_keyfile"])
+        protocol = functools.partial(
+            TlsDoor, connections=connections, make_protocol=protocol, context=context
+        )
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=ServingHttpProtocol,
+        http=cast(type[asyncio.Protocol], protocol),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -164,6 +186,4 @@ def uvicorn_config(app: ASGIApp, **tls: str) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_WORDS_S,
-        ssl_certfile=tls.get("ssl_certfile"),
-        ssl_keyfile=tls.get("ssl_keyfile"),
     )

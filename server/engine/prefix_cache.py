@@ -1,7 +1,8 @@
 """Which full KV block holds which tokens after which prefix. Names blocks; never counts references.
 
 A block's key is its prefix's link, the number of its prompt tokens (prompt ones come first, so this
-gives every token's kind) and its token ids. The chain begins with the tenant's salt. Keys are compared
+gives every token's kind) and its token ids. The chain begins with the tenant and its salt: how fast a
+prompt is answered tells nobody what another tenant has sent. Keys are compared
 as whole bytes and a link is a serial number that is never used again, so a hit has equal tokens from
 the first on: no hash is trusted, and Python's keyed hash of bytes gives an attacker no collisions.
 
@@ -104,4 +105,7 @@ class PrefixCache:
 
 
 def _root(seq: SequenceState) -> bytes:
-    return b"\0" + seq.cache_salt.encode("utf-8", "surrogatepass")
+    """Of this tenant and salt only: the length in front tells where the one ends and the other begins."""
+    tenant = seq.tenant_name.encode("utf-8", "surrogatepass")
+    salt = seq.cache_salt.encode("utf-8", "surrogatepass")
+    return b"\0" + len(tenant).to_bytes(4, "little") + tenant + salt

@@ -7,16 +7,14 @@ Knows ids, not what they spell: a grammar's masks come from a `GrammarMasks`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.engine.sequence_state import SequenceState
+from server.faults import log_fault
 from server.grammar.seam import GrammarMasks
 from server.sequence import FailureKind, SamplingParams
-
-_log = logging.getLogger(__name__)
 
 
 class Verdicts(NamedTuple):
@@ -82,8 +80,8 @@ class TokenMasks:
         self._waiting.add(gate.key)
         try:
             self._grammars.open(gate.key, grammar, seq.token_ids[seq.num_prompt_tokens :])
-        except OSError:
-            _log.exception("a grammar process could not be started")
+        except OSError as error:
+            log_fault("a grammar process could not be started", error)
             return "internal"
         return None
 
@@ -136,8 +134,8 @@ class TokenMasks:
             return
         try:
             allowed = self._combined(gate, reply)
-        except Exception:
-            _log.exception("the mask of a sequence could not be made")
+        except Exception as error:
+            log_fault("the mask of a sequence could not be made", error)
             verdicts.failed.append((seq, "internal"))
             return
         if allowed is None:

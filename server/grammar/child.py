@@ -16,7 +16,7 @@ import msgspec
 from server.grammar.board import Board, Work
 from server.grammar.frames import FromHelper, ToHelper
 from server.ipc.wire import FrameError, FrameReader, with_header
-from server.lifeline import ChildLink
+from server.lifeline import ChildLink, python_command
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ _RECV_BYTES = 1 << 20
 class GrammarChild:
     """One process from its start to its end. `poll` is an epoll that wakes for what it sends."""
 
-    def __init__(self, role: Role, model: str, vocab_size: int, poll: select.epoll) -> None:
+    def __init__(
+        self, role: Role, model: str, manifest: str, vocab_size: int, poll: select.epoll
+    ) -> None:
         self._poll = poll
         self._board = Board.create()
         self._socket, far_end = socket.socketpair()
@@ -46,21 +48,25 @@ class GrammarChild:
         self.is_gone = False  # it has ended, or does not speak our protocol; `end` it
         self.has_answered = False
         self.heard_s = time.monotonic()  # when it last said something, or was started
+        self.last_words = ""  # once it has ended: its fault
         self._process = self._spawn(role, far_end)
         far_end.close()
-        self._link.tell({"model": model, "vocab_size": vocab_size})
+        self._link.tell({"model": model, "manifest": manifest, "vocab_size": vocab_size})
         poll.register(self._socket, select.EPOLLIN)
 
     def _spawn(self, role: Role, far_end: socket.socket) -> subprocess.Popen[bytes] | None:
         """None where the system has no room for another process: that is one that ended at once."""
         fds = (far_end.fileno(), self._board.fd, self._link.child_end.fileno())
-        argv = [sys.executable, "-c", _BOOT, role, *map(str, fds), str(os.getpid())]
+        argv = [*python_command(), "-c", _BOOT, role, *map(str, fds), str(os.getpid())]
         try:
             return subprocess.Popen(
-                [*argv, ":".join(sys.path)], stdin=subprocess.DEVNULL, pass_fds=fds
+                [*argv, ":".join(sys.path)],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=fds,
             )
-        except OSError:
-            _log.exception("a grammar process could not be started")
+        except OSError as error:
+            _log.error("a grammar process could not be started: %s", error.strerror)
             return None
 
     @property
@@ -114,6 +120,8 @@ class GrammarChild:
         if self._process is not None:
             self._process.kill()
             status = self._process.wait()
+        messages, _ = self._link.drain()
+        self.last_words = "".join(message.get("fault", "") for message in messages[-1:])
         self._poll.unregister(self._socket)
         self._socket.close()
         self._link.close()

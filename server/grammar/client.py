@@ -57,12 +57,19 @@ class _CheckOf:
 
 
 class GrammarClient:
-    """Starts its processes when the first grammar comes. `model` is a directory with a tokenizer."""
+    """Starts its processes when the first grammar comes. `model` is a directory with a tokenizer, `manifest`
+    as in EngineConfig."""
 
     def __init__(
-        self, model: str, vocab_size: int, clock: Callable[[], float] = time.monotonic
+        self,
+        model: str,
+        vocab_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        manifest: str = "",
     ) -> None:
         self._model = model
+        self._manifest = manifest
         self._vocab_size = vocab_size
         self._clock = clock
         self._poll = select.epoll()
@@ -201,7 +208,7 @@ class GrammarClient:
     def _child(self, role: Role) -> GrammarChild:
         child = self._children.get(role)
         if child is None:
-            child = GrammarChild(role, self._model, self._vocab_size, self._poll)
+            child = GrammarChild(role, self._model, self._manifest, self._vocab_size, self._poll)
             self._children[role] = child
         return child
 
@@ -234,7 +241,8 @@ class GrammarClient:
         is_slow = late is not None or status == -signal.SIGPROF
         # Whoever kills processes from outside says nothing about a grammar.
         is_lasting = late is not None or status not in (-signal.SIGKILL, -signal.SIGTERM)
-        _log.warning("grammar %s ended with status %d; it is started again", role, status)
+        words = f" ({child.last_words})" if child.last_words else ""
+        _log.warning("grammar %s ended with status %d%s; it is started again", role, status, words)
         if culprit is not None:
             kind: FailureKind = "grammar_too_slow" if is_slow else "grammar_too_complex"
             self._blame(role, culprit, kind, is_lasting)

@@ -126,7 +126,7 @@ def _to_source(grammar: Grammar) -> str:
 
 def _json_source(schema: str) -> str:
     return LLMatcher.grammar_from_json_schema(
-        schema,
+        "{}" if schema == "true" else schema,  # which it does not know, and which allows as much
         overrides={"whitespace_pattern": _WHITESPACE, "coerce_one_of": False, "lenient": False},
     )
 

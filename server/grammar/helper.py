@@ -1,4 +1,5 @@
 """A grammar process, from its first line on; the engine spawns `main`. Imports neither torch nor numba.
+It has no stderr, where a native library might quote a client's grammar: its last words go over the lifeline.
 
 `checker` compiles every grammar once, under a limit of CPU time: whatever a client sends ends here, and
 nobody's mask waits for it. `masker` compiles what has passed, and makes the masks.
@@ -16,9 +17,11 @@ from contextlib import suppress
 
 from setproctitle import setproctitle
 
+from server.faults import in_short
 from server.grammar.board import Board
 from server.grammar.line import Line
 from server.lifeline import Lifeline
+from server.model_files import ModelFiles
 
 _MAX_MEMORY_BYTES = 1 << 30  # beyond what it has once it is loaded
 
@@ -30,21 +33,32 @@ def main() -> None:
     setproctitle("continuo: grammar" if role == "masker" else "continuo: grammar check")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     line, board = Line(socket.socket(fileno=int(socket_fd))), Board(int(board_fd))
-    run = _load(role, told["model"], told["vocab_size"])
-    limit_memory(_MAX_MEMORY_BYTES)
-    gc.freeze()  # what is loaded stays: a collection that walks it would hold up every mask
-    _let_the_engine_finish()
-    run(line, board)
+
+    def on_fault(error: BaseException) -> None:
+        lifeline.fault(in_short(error))
+
+    try:
+        run = _load(role, ModelFiles(told["model"], told["manifest"]), told["vocab_size"], on_fault)
+        limit_memory(_MAX_MEMORY_BYTES)
+        gc.freeze()  # what is loaded stays: a collection that walks it would hold up every mask
+        _let_the_engine_finish()
+        run(line, board)
+    except Exception as error:
+        on_fault(error)
+        os._exit(1)
 
 
-def _load(role: str, model: str, vocab_size: int) -> Callable[[Line, Board], None]:
+def _load(
+    role: str, model: ModelFiles, vocab_size: int, on_fault: Callable[[BaseException], None]
+) -> Callable[[Line, Board], None]:
     from server.grammar import checker, masker
     from server.grammar.compiler import Compiler
     from server.tokenizer import load_tokenizer
 
     compiler = Compiler(load_tokenizer(model), vocab_size)
-    module = masker if role == "masker" else checker
-    return lambda line, board: module.run(compiler, line, board)
+    if role == "masker":
+        return lambda line, board: masker.run(compiler, line, board, on_fault)
+    return lambda line, board: checker.run(compiler, line, board)
 
 
 def _let_the_engine_finish() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from llguidance import LLMatcher
@@ -17,13 +17,14 @@ from server.grammar.frames import Advance, Masks, Open, Refused, ToHelper
 from server.grammar.line import Line
 from server.grammar.matcher_cache import MatcherCache
 
+OnFault = Callable[[BaseException], None]
 _CACHE_BYTES = 256 << 20
 # What a new mask may hold up of those already made.
 _FLUSH_S = 0.002
 
 
-def run(compiler: Compiler, line: Line, board: Board) -> None:
-    masker = Masker(compiler, line, board)
+def run(compiler: Compiler, line: Line, board: Board, on_fault: OnFault) -> None:
+    masker = Masker(compiler, line, board, on_fault)
     while True:
         for frame in line.receive(is_waiting=True):
             masker.apply(frame)
@@ -32,10 +33,11 @@ def run(compiler: Compiler, line: Line, board: Board) -> None:
 class Masker:
     """The matchers of all open keys."""
 
-    def __init__(self, compiler: Compiler, line: Line, board: Board) -> None:
+    def __init__(self, compiler: Compiler, line: Line, board: Board, on_fault: OnFault) -> None:
         self._compiler = compiler
         self._line = line
         self._board = board
+        self._on_fault = on_fault  # hears of the compiling thread's, before the process ends
         self._matchers: dict[int, LLMatcher] = {}
         self._opening: set[int] = set()  # still to be compiled
         self._guard = threading.Lock()  # of the two above
@@ -66,8 +68,8 @@ class Masker:
         """Without this thread nothing new would ever be answered. The board says what it was at."""
         try:
             self._compile_all()
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            self._on_fault(error)
             os._exit(1)
 
     def _compile_all(self) -> None:

@@ -31,6 +31,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     device: str
     dtype: str
     system_fingerprint: str
+    num_not_finite_tensors: int = 0  # of the weights: those that hold a NaN or an infinity
 
 
 class EngineStats(NamedTuple):

@@ -8,20 +8,25 @@ from a shape, since a square matrix has the same shape both ways.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from server.errors import ModelError
 from server.model.config import GPTConfig
-from server.model.safetensors_file import SafetensorsFile
-from server.model.strict_json import read_object
+from server.model.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+from server.model.strict_json import parse_object
+from server.model_files import ModelFiles, as_model_files
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 32 << 20
+MAX_INDEX_BYTES = 4 << 20
+MAX_SHARDS = 256  # each is an open file
 _PREFIXES = ("_orig_mod.", "transformer.")
 _MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -56,51 +61,74 @@ class GPTWeights:
 
     wte: Tensor  # [vocab_size, n_embd]
     wpe: Tensor  # [n_positions, n_embd]
-    layers: tuple[LayerWeights, ...]
+    layers: Sequence[LayerWeights]  # each is read when it is taken
     ln_f: LayerNormWeights
     lm_head: Tensor  # [vocab_size, n_embd]
 
 
-def load_weights(directory: str | Path, config: GPTConfig) -> GPTWeights:
-    """Read `model.safetensors` or the shards of its index. Raises ModelError; nothing is half-loaded."""
-    stored = _Stored(_find_files(Path(directory)))
-    stored.check(_expected_shapes(config), config)
-    return _assemble(stored, config)
+class Checkpoint:
+    """All the files of a directory's weights, open and checked: names, shapes, dtypes, the manifest."""
+
+    def __init__(self, directory: ModelFiles | str | Path, config: GPTConfig) -> None:
+        """Raises ModelError. No weight has been read yet, unless there is a manifest."""
+        self._config = config
+        self._shards = _open_files(as_model_files(directory))
+        self._stored = _Stored(self._shards)
+        self._stored.check(_expected_shapes(config), config)
+
+    def weights(self) -> GPTWeights:
+        """The layers' are read as they are taken, so that they need not all be there beside packed ones."""
+        return _assemble(self._stored, self._config)
+
+    def not_finite(self) -> list[str]:
+        """Names of tensors read so far that hold a NaN or an infinity."""
+        return [name for shard in self._shards for name in shard.not_finite]
 
 
-def _find_files(directory: Path) -> list[SafetensorsFile]:
-    if (directory / WEIGHTS_FILE).is_file():
-        return [SafetensorsFile(directory / WEIGHTS_FILE)]
-    if (directory / INDEX_FILE).is_file():
-        return _open_shards(directory)
-    pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
+def load_weights(directory: ModelFiles | str | Path, config: GPTConfig) -> GPTWeights:
+    """From `model.safetensors` or the shards of its index. Raises ModelError, also as layers are taken."""
+    return Checkpoint(directory, config).weights()
+
+
+def _open_files(files: ModelFiles) -> list[SafetensorsFile]:
+    if files.has(WEIGHTS_FILE):
+        return [SafetensorsFile(files, WEIGHTS_FILE)]
+    if files.has(INDEX_FILE):
+        return _open_shards(files)
+    pickles = files.names(*_PICKLE_SUFFIXES)
     hint = f" ({pickles[0]} is a pickle and is never opened: convert it)" if pickles else ""
-    raise ModelError(f"{directory / WEIGHTS_FILE} is missing, and so is {INDEX_FILE}{hint}.")
+    raise ModelError(f"{files.directory / WEIGHTS_FILE} is missing, and so is {INDEX_FILE}{hint}.")
 
 
-def _open_shards(directory: Path) -> list[SafetensorsFile]:
-    index = directory / INDEX_FILE
-    weight_map = read_object(index, MAX_INDEX_BYTES).get("weight_map")
+def _open_shards(files: ModelFiles) -> list[SafetensorsFile]:
+    index = files.directory / INDEX_FILE
+    weight_map = parse_object(files.read(INDEX_FILE, MAX_INDEX_BYTES), str(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: weight_map must name the file of every tensor.")
-    files: dict[str, SafetensorsFile] = {}
+    shards: dict[str, SafetensorsFile] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", name):
             raise ModelError(f"{index}: tensor {tensor[:200]!r} lies in {str(name)[:80]!r}, which is not "
                              "the name of a safetensors file in this directory.")  # fmt: skip
-        if name not in files:
-            files[name] = SafetensorsFile(directory / name)
-        if tensor not in files[name].entries:
+        if name not in shards:
+            if len(shards) == MAX_SHARDS:
+                raise ModelError(f"{index} names more than {MAX_SHARDS} files.")
+            shards[name] = SafetensorsFile(files, name)
+            if sum(shard.header_bytes for shard in shards.values()) > MAX_HEADER_BYTES:
+                raise ModelError(
+                    f"{index}: the headers of its files have over {MAX_HEADER_BYTES} bytes."
+                )
+        if tensor not in shards[name].entries:
             raise ModelError(
-                f"{directory / name}: tensor {tensor[:200]!r} of {INDEX_FILE} is missing."
+                f"{files.directory / name}: tensor {tensor[:200]!r} of {INDEX_FILE} is missing."
             )
-    for name, file in files.items():
-        for tensor in file.entries:
+    for name, shard in shards.items():
+        for tensor in shard.entries:
             if weight_map.get(tensor) != name:
                 raise ModelError(
-                    f"{directory / name}: tensor {tensor[:200]!r} is not in {INDEX_FILE}."
+                    f"{files.directory / name}: tensor {tensor[:200]!r} is not in {INDEX_FILE}."
                 )
-    return list(files.values())
+    return list(shards.values())
 
 
 class _Stored:
@@ -130,7 +158,7 @@ class _Stored:
             shape = file.entries[stored_name].shape
             if shape != expected[name]:
                 raise ModelError(f"{where} has shape {list(shape)}, not {list(expected[name])}.")
-            file.tensor(stored_name)  # refuses a dtype that is no weight's
+            file.check_dtype(stored_name)
         for name in expected:
             is_optional = name == "lm_head.weight" and config.tie_word_embeddings
             if name not in self._at and not is_optional:
@@ -198,7 +226,37 @@ def _assemble(stored: _Stored, config: GPTConfig) -> GPTWeights:
     return GPTWeights(
         wte=wte,
         wpe=stored.tensor("wpe.weight"),
-        layers=tuple(layer(f"h.{index}") for index in range(config.n_layer)),
+        layers=_Layers(config.n_layer, lambda index: layer(f"h.{index}")),
         ln_f=norm("ln_f"),
         lm_head=wte if torch.equal(lm_head, wte) else lm_head,
     )
+
+
+class _Layers(Sequence[LayerWeights]):
+    """Going through them reads one ahead, while the one before is packed: two are in memory at most."""
+
+    def __init__(self, num_layers: int, read: Callable[[int], LayerWeights]) -> None:
+        self._indices = range(num_layers)
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | Sequence[LayerWeights]:
+        if isinstance(index, slice):
+            return [self._read(one) for one in self._indices[index]]
+        return self._read(self._indices[index])
+
+    def __iter__(self) -> Iterator[LayerWeights]:
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._read, 0)
+            for index in self._indices:
+                layer = ahead.result()
+                if index + 1 < len(self):
+                    ahead = pool.submit(self._read, index + 1)
+                yield layer
+                del layer

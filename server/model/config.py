@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.errors import ModelError
-from server.model.strict_json import read_object
+from server.model.strict_json import parse_object
+from server.model_files import ModelFiles, as_model_files
 
 Layout = Literal["huggingface", "nanogpt"]
 Activation = Literal["gelu_tanh", "gelu_erf"]
@@ -65,6 +66,9 @@ _HARMLESS = _words(
     transformers_version typical_p use_bfloat16 use_cache
     """
 )
+# Fields by which a directory names code of its own, or asks for it to be run. None is ever looked at, nor one
+# that begins with an underscore, which is how transformers spells what is private to it.
+_ABOUT_CODE = _words("auto_map custom_pipelines trust_remote_code remote_code code_revision")
 _USED = _words(
     """
     vocab_size n_positions n_embd n_layer n_head n_inner layer_norm_epsilon activation_function
@@ -105,14 +109,15 @@ class GPTConfig:
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
 
-def read_config(directory: str | Path) -> GPTConfig:
+def read_config(directory: ModelFiles | str | Path) -> GPTConfig:
     """Read and validate `config.json` of a model directory. Raises ModelError."""
-    path = Path(directory) / CONFIG_FILE
-    if not path.is_file():
+    files = as_model_files(directory)
+    path = files.directory / CONFIG_FILE
+    if not files.has(CONFIG_FILE):
         raise ModelError(f"{path} is missing: --model must name a model directory.")
-    fields = read_object(path, MAX_CONFIG_BYTES)
-    is_nanogpt = "block_size" in fields and "n_positions" not in fields
-    return (_read_nanogpt if is_nanogpt else _read_huggingface)(_Fields(path, fields))
+    values = parse_object(files.read(CONFIG_FILE, MAX_CONFIG_BYTES), str(path))
+    is_nanogpt = "block_size" in values and "n_positions" not in values
+    return (_read_nanogpt if is_nanogpt else _read_huggingface)(_Fields(path, values))
 
 
 class _Fields:
@@ -170,7 +175,7 @@ class _Fields:
 
     def check_known(self, known: frozenset[str]) -> None:
         for name in self._values:
-            if name not in known:
+            if name not in known and name not in _ABOUT_CODE and not name.startswith("_"):
                 raise self.refuse(
                     repr(name[:80]),
                     "is not a field we know; it might change the arithmetic, so it is refused",

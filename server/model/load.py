@@ -9,9 +9,13 @@ import torch
 from server.model.checkpoint import load_weights
 from server.model.config import GPTConfig, read_config
 from server.model.gpt import GPT
+from server.model_files import ModelFiles, as_model_files
 
 
-def load_model(directory: str | Path, dtype: torch.dtype, config: GPTConfig | None = None) -> GPT:
+def load_model(
+    directory: ModelFiles | str | Path, dtype: torch.dtype, config: GPTConfig | None = None
+) -> GPT:
     """Read, check and pack a model for the CPU. Raises ModelError."""
-    config = read_config(directory) if config is None else config
-    return GPT(config, load_weights(directory, config), dtype)
+    files = as_model_files(directory)
+    config = read_config(files) if config is None else config
+    return GPT(config, load_weights(files, config), dtype)

@@ -21,6 +21,7 @@ import numba
 
 import kernels.cpu  # noqa: F401  (gives numba its cache directory)
 from kernels.cpu.kinds import BF16_KINDS
+from server.model_files import ModelFile, ModelFiles, as_model_files
 
 _PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy", "llguidance")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -33,13 +34,12 @@ _DECIDING_ROOMS = (
 )
 # Everything of a model directory that may be read: weights, config and tokenizer.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
-_READ_BYTES = 1 << 20
 _SETTLED_NS = 2_000_000_000
 _KEPT_DIGESTS = Path(numba.config.CACHE_DIR) / "model-digests.json"  # type: ignore[attr-defined]
 
 
 def system_fingerprint(
-    model_dir: Path,
+    model: ModelFiles | str | Path,
     dtype: str,
     never_sampled_ids: Iterable[int],
     processor: dict[str, str] | None = None,
@@ -50,7 +50,7 @@ def system_fingerprint(
     `processor`: what tells one kind of GPU from another; None: that of `host_cpu`.
     """
     facts = {
-        "model": kept_digests(_model_files(model_dir), _KEPT_DIGESTS),
+        "model": _model_digests(as_model_files(model)),
         "dtype": dtype,
         "never_sampled": sorted(never_sampled_ids),
         "processor": host_cpu() if processor is None else processor,
@@ -69,32 +69,29 @@ def host_cpu() -> dict[str, str]:
     }
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content. Lets other threads run meanwhile."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+def _model_digests(files: ModelFiles) -> dict[str, str]:
+    """Of the open files that the weights are read from, so of what is served. What a manifest vouches for is
+    hashed each time: whoever can write to our cache could write there that a file has not changed."""
+    names = files.usable_names(*_MODEL_SUFFIXES)
+    if files.has_manifest:
+        return {name: files.digest(name) for name in names}
+    return kept_digests([files.open(name) for name in names], _KEPT_DIGESTS)
 
 
-def kept_digests(paths: list[Path], kept: Path) -> dict[str, str]:
+def kept_digests(files: list[ModelFile], kept: Path) -> dict[str, str]:
     """By name, of their contents. A file is hashed again when anything that the file system says of it has
     changed: also the time of its last change of any kind, which no program can set."""
     old = _read_digests(kept)
     new, is_kept = {}, {}
-    for path in paths:
-        stat = path.stat()
-        facts = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-        name = f"{path.resolve()} {facts}"
-        new[name] = old.get(name) or file_sha256(path)
+    for file in files:
+        name = f"{file.path.resolve()} {file.facts}"
+        new[name] = old.get(name) or file.sha256()
         # The clock of a file system is coarse: a change right behind this one might have the same time.
-        is_kept[name] = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
+        is_kept[name] = time.time_ns() - file.changed_ns > _SETTLED_NS
     settled = {name: digest for name, digest in new.items() if is_kept[name]}
     if settled != old:
         _write_digests(kept, settled)
-    return {path.name: digest for path, digest in zip(paths, new.values(), strict=True)}
+    return {file.path.name: digest for file, digest in zip(files, new.values(), strict=True)}
 
 
 def _read_digests(kept: Path) -> dict[str, str]:
@@ -118,11 +115,11 @@ def _write_digests(kept: Path, digests: dict[str, str]) -> None:
 
 
 def _sha256_of(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(facts, sort_keys=True).encode())
 
 
-def _model_files(model_dir: Path) -> list[Path]:
-    return sorted(path for path in model_dir.iterdir() if path.suffix in _MODEL_SUFFIXES)
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -138,4 +135,4 @@ def _versions() -> dict[str, str]:
 def _sources_sha256(root: Path = _ROOT) -> str:
     """Of our own code that decides bytes."""
     paths = [path for room in _DECIDING_ROOMS for path in (root / room).rglob("*.py")]
-    return _sha256_of({str(path.relative_to(root)): file_sha256(path) for path in paths})
+    return _sha256_of({str(path.relative_to(root)): _sha256(path.read_bytes()) for path in paths})

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,13 +18,16 @@ from kernels.cpu.warm_up import warm_up
 from server.board import Board
 from server.config import CPU_DTYPES, EngineConfig, Limits
 from server.errors import ConfigError
+from server.model.checkpoint import Checkpoint
 from server.model.config import GPTConfig, read_config
+from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
-from server.model.load import load_model
+from server.model_files import ModelFiles
 from server.runner.batch import Runner
 from server.runner.cpu_runner import CpuRunner
 from server.runner.fingerprint import system_fingerprint
 from server.runner.memory import available_bytes, plan_memory
+from server.runner.not_finite import warn_of_not_finite
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -45,6 +47,7 @@ class LoadedRunner:
     vocab_size: int  # width of the logits
     system_fingerprint: str
     lines: list[str]  # what was chosen and why, for people
+    num_not_finite_tensors: int = 0
 
 
 class Resolved(NamedTuple):
@@ -133,30 +136,32 @@ def build_runner(
 ) -> LoadedRunner:
     """`config.model` is a directory. `num_threads`: of the CPU kernels, set for the whole process.
     `board` is told how the runner gets on, from here on."""
-    gpt_config = read_config(Path(config.model))
+    files = ModelFiles(config.model, config.model_manifest)
+    gpt_config = read_config(files)
     resolved = resolve(config, gpt_config)
     if resolved.config.device == "cuda":
         from server.runner.gpu.load import build_gpu_runner  # imports triton
 
-        return build_gpu_runner(resolved, gpt_config, never_sampled_ids, board)
-    return _build_cpu_runner(resolved, gpt_config, never_sampled_ids, num_threads, board)
+        return build_gpu_runner(resolved, files, gpt_config, never_sampled_ids, board)
+    return _build_cpu_runner(resolved, files, gpt_config, never_sampled_ids, num_threads, board)
 
 
 def _build_cpu_runner(
     resolved: Resolved,
+    files: ModelFiles,
     gpt_config: GPTConfig,
     never_sampled_ids: Collection[int],
     num_threads: int,
     board: Board | None,
 ) -> LoadedRunner:
     config, limits, lines = resolved
-    model_dir = Path(config.model)
     set_threads(num_threads)
     dtype = DTYPES[config.dtype]
     plan = plan_memory(config, gpt_config, dtype, limits, available_bytes(), num_threads)
+    checkpoint = Checkpoint(files, gpt_config)  # first: a bad file is refused before it is hashed
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
-        fingerprint = pool.submit(system_fingerprint, model_dir, config.dtype, never_sampled_ids)
-        model = load_model(model_dir, dtype, gpt_config)
+        fingerprint = pool.submit(system_fingerprint, files, config.dtype, never_sampled_ids)
+        model = GPT(gpt_config, checkpoint.weights(), dtype)
         kv_cache = KVCache.allocate(gpt_config, plan.num_blocks, config.block_size, dtype)
         runner = CpuRunner(
             model,
@@ -167,6 +172,7 @@ def _build_cpu_runner(
             board=board,
         )
         warm_up(dtype)
+    files.check_unchanged()
     lines.append(f"threads {num_threads}")
     if plan.is_capped:
         lines.append(
@@ -180,4 +186,5 @@ def _build_cpu_runner(
         gpt_config.vocab_size,
         fingerprint.result(),
         lines + plan.lines(),
+        warn_of_not_finite(checkpoint),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,10 @@ import tiktoken
 
 # GPT-2's splitting, in tiktoken's form: possessive, so that no text makes it backtrack.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+# The last place where a piece of the pattern ends whatever is around: between anything and a blank, between a
+# letter or digit and a mark. The pieces that follow are the same without what is in front of them.
+_LAST_BREAK = re.compile(r".*(?:\S[ \t\n\r]|[^\W_][!-/:-@\[-`{-~\u3001\u3002\uff0c])", re.DOTALL)
 
 _ITERATED_IDS = 1024
 
@@ -68,6 +73,7 @@ class Tokenizer:
             for i, raw in enumerate(self._token_bytes)
         ]
         self.whole_texts = [_whole_text(raw) for raw in self.text_bytes]
+        self.max_token_bytes = max(map(len, vocabulary.mergeable))  # that a token takes of a text
         self._ids = _ids_by_rank(vocabulary)
         self._encoding = _encoding(vocabulary)
 
@@ -103,6 +109,13 @@ class Tokenizer:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             buffer = core.encode_to_tiktoken_buffer(text, set())
         return PackedIds(memoryview(buffer).cast("B").cast("I"), self._ids)
+
+    def end_of(self, text: str, num_ids: int) -> str:
+        """Its end, perhaps all of it, whose last `num_ids` ids are those of `text`, which need not be
+        encoded for them."""
+        last = len(text) - num_ids * self.max_token_bytes
+        found = _LAST_BREAK.match(text, 0, last) if last > 0 else None
+        return text if found is None else text[found.end() - 1 :]
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the text; special tokens add none."""

@@ -10,37 +10,49 @@ from typing import Any
 import msgspec
 
 from server.errors import ModelError
+from server.model.strict_json import parse_object
+from server.model_files import ModelFiles, as_model_files
 from server.tokenizer import huggingface
 from server.tokenizer.encoding import Tokenizer, Vocabulary
-from server.tokenizer.limits import checked_vocabulary, read_bounded
+from server.tokenizer.limits import (
+    MAX_SETTINGS_BYTES,
+    check_num_tokens,
+    checked_vocabulary,
+    read_bounded,
+)
 
 _END_OF_TEXT = "<|endoftext|>"
 
 
-def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+def load_tokenizer(model: ModelFiles | str | Path) -> Tokenizer:
     """From tokenizer.json, else vocab.json + merges.txt, else the only *.tiktoken."""
-    directory = Path(model_dir)
-    settings = _read_settings(directory)
-    tiktoken_files = sorted(directory.glob("*.tiktoken"))
-    if (path := directory / "tokenizer.json").is_file():
-        tokens, mergeable, special = huggingface.read_tokenizer_json(path)
-    elif (path := directory / "vocab.json").is_file():
+    files = as_model_files(model)
+    settings = _read_settings(files)
+    tiktoken_files = files.names(".tiktoken")
+    if files.has(name := "tokenizer.json"):
+        tokens, mergeable, special = huggingface.read_tokenizer_json(
+            files, name, settings.vocab_size
+        )
+    elif files.has(name := "vocab.json"):
         tokens, mergeable, special = huggingface.read_vocab_and_merges(
-            path, directory / "merges.txt", settings.special_names
+            files, settings.special_names, settings.vocab_size
         )
     elif len(tiktoken_files) == 1:
-        path = tiktoken_files[0]
-        tokens, mergeable = _read_tiktoken(path)
+        name = tiktoken_files[0]
+        tokens, mergeable = _read_tiktoken(files, name)
         special = _special_after(tokens, settings.eos_token_id)
     else:
         raise ModelError(
-            f"{directory} has no tokenizer: tokenizer.json, vocab.json with merges.txt, or one "
+            f"{files.directory} has no tokenizer: tokenizer.json, vocab.json with merges.txt, or one "
             "*.tiktoken file is needed."
         )
     tokens.update({i: name.encode("utf-8") for name, i in special.items()})
     bos = settings.bos_token_id if settings.bos_token_id in tokens else None
     eos = settings.eos_token_id if settings.eos_token_id in tokens else special.get(_END_OF_TEXT)
-    return Tokenizer(checked_vocabulary(path, Vocabulary(tokens, mergeable, special, bos, eos)))
+    path = files.directory / name
+    vocabulary = checked_vocabulary(path, Vocabulary(tokens, mergeable, special, bos, eos))
+    check_num_tokens(path, max(tokens) + 1, settings.vocab_size)
+    return Tokenizer(vocabulary)
 
 
 class _Settings(msgspec.Struct):
@@ -48,34 +60,33 @@ class _Settings(msgspec.Struct):
 
     bos_token_id: int | None
     eos_token_id: int | None
+    vocab_size: int | None  # the width of the logits
     special_names: list[str]
 
 
-def _read_settings(directory: Path) -> _Settings:
-    config = _read_object(directory / "config.json")
-    named = _read_object(directory / "special_tokens_map.json")
-    named |= _read_object(directory / "tokenizer_config.json")
+def _read_settings(files: ModelFiles) -> _Settings:
+    config = _read_object(files, "config.json")
+    named = _read_object(files, "special_tokens_map.json")
+    named |= _read_object(files, "tokenizer_config.json")
     for key in ("add_prefix_space", "add_bos_token"):
         if named.get(key) is True:
             raise ModelError(
-                f"{directory / 'tokenizer_config.json'} sets {key}, which is not served."
+                f"{files.directory / 'tokenizer_config.json'} sets {key}, which is not served."
             )
     keys = ("bos_token", "eos_token", "unk_token", "pad_token")
     names = [_spelling(named.get(key)) for key in keys]
     return _Settings(
         bos_token_id=_token_id(config.get("bos_token_id")),
         eos_token_id=_token_id(config.get("eos_token_id")),
+        vocab_size=max(0, _token_id(config.get("vocab_size")) or 0) or None,
         special_names=sorted({_END_OF_TEXT, *(name for name in names if name)}),
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_object(files: ModelFiles, name: str) -> dict[str, Any]:
+    if not files.has(name):
         return {}
-    try:
-        return msgspec.json.decode(read_bounded(path), type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        raise ModelError(f"{path} is not a JSON object.") from None
+    return parse_object(files.read(name, MAX_SETTINGS_BYTES), str(files.directory / name))
 
 
 def _token_id(value: object) -> int | None:
@@ -89,10 +100,11 @@ def _spelling(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read_tiktoken(path: Path) -> tuple[dict[int, bytes], list[bytes]]:
+def _read_tiktoken(files: ModelFiles, name: str) -> tuple[dict[int, bytes], list[bytes]]:
     """Lines of base64, a space, and the rank, which is both the id and the merge order."""
     tokens: dict[int, bytes] = {}
-    for number, line in enumerate(read_bounded(path).splitlines(), start=1):
+    path = files.directory / name
+    for number, line in enumerate(read_bounded(files, name).splitlines(), start=1):
         if not line:
             continue
         try:

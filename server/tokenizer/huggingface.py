@@ -12,7 +12,14 @@ from typing import Any
 import msgspec
 
 from server.errors import ModelError
-from server.tokenizer.limits import MAX_TOKEN_BYTES, read_bounded, require_all_bytes
+from server.model_files import ModelFiles
+from server.tokenizer.limits import (
+    MAX_TOKEN_BYTES,
+    check_merge_work,
+    check_num_tokens,
+    read_bounded,
+    require_all_bytes,
+)
 from server.tokenizer.merges import Pair, mergeable_tokens
 
 Tokens = tuple[dict[int, bytes], list[bytes], dict[str, int]]  # by id, mergeable, special
@@ -29,6 +36,7 @@ def _byte_of_char() -> dict[str, int]:
 _BYTE_OF_CHAR = _byte_of_char()
 
 
+_MAX_PART_BYTES = 4096
 _REFUSED_SETTINGS = (
     "dropout",
     "continuing_subword_prefix",
@@ -60,16 +68,21 @@ class _AddedToken(msgspec.Struct):
 class _TokenizerJson(msgspec.Struct):
     model: _Model
     added_tokens: list[_AddedToken] = []
-    normalizer: Any = None
-    pre_tokenizer: Any = None
-    post_processor: Any = None
+    # As they are spelled: nothing is made of them before their size is known.
+    normalizer: msgspec.Raw = msgspec.Raw(b"null")
+    pre_tokenizer: msgspec.Raw = msgspec.Raw(b"null")
+    post_processor: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def read_tokenizer_json(path: Path) -> Tokens:
+def read_tokenizer_json(
+    files: ModelFiles, name: str = "tokenizer.json", vocab_size: int | None = None
+) -> Tokens:
     """Raises ModelError on anything that would encode otherwise than GPT-2's byte-level BPE."""
-    file = _decode_json(path, _TokenizerJson)
+    path = files.directory / name
+    file = _decode_json(files, path, _TokenizerJson)
     _require_gpt2_splitting(path, file)
     _require_plain_bpe(path, file.model)
+    check_num_tokens(path, len(file.model.vocab), vocab_size)
     for token in file.added_tokens:
         if not token.special:
             raise ModelError(
@@ -83,11 +96,15 @@ def read_tokenizer_json(path: Path) -> Tokens:
     return _tokens(path, file.model.vocab, pairs, special)
 
 
-def read_vocab_and_merges(vocab: Path, merges: Path, special_names: Iterable[str]) -> Tokens:
+def read_vocab_and_merges(
+    files: ModelFiles, special_names: Iterable[str], vocab_size: int | None
+) -> Tokens:
     """`special_names` that are in the vocabulary become special tokens."""
-    ids = _decode_json(vocab, dict[str, int])
+    vocab, merges = files.directory / "vocab.json", files.directory / "merges.txt"
+    ids = _decode_json(files, vocab, dict[str, int])
+    check_num_tokens(vocab, len(ids), vocab_size)
     try:
-        lines = read_bounded(merges).decode("utf-8").split("\n")
+        lines = read_bounded(files, merges.name).decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise ModelError(f"{merges} is not UTF-8.") from None
     stripped = (line.rstrip("\r") for line in lines if not line.startswith("#version"))
@@ -96,24 +113,30 @@ def read_vocab_and_merges(vocab: Path, merges: Path, special_names: Iterable[str
     return _tokens(merges, ids, pairs, special)
 
 
-def _decode_json(path: Path, type_: type[msgspec.Struct] | Any) -> Any:
+def _decode_json(files: ModelFiles, path: Path, type_: type[msgspec.Struct] | Any) -> Any:
     try:
-        return msgspec.json.decode(read_bounded(path), type=type_)
+        return msgspec.json.decode(read_bounded(files, path.name), type=type_)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise ModelError(f"{path} is not a byte-level BPE tokenizer's JSON.") from None
 
 
 def _require_gpt2_splitting(path: Path, file: _TokenizerJson) -> None:
-    if file.normalizer is not None:
+    if _value(file.normalizer) is not None:
         raise ModelError(f"{path}: a normalizer is not supported.")
     expected = {"type": "ByteLevel", "add_prefix_space": False}
-    splitting = file.pre_tokenizer
+    splitting = _value(file.pre_tokenizer)
     if not _agrees(splitting, expected) or not splitting.get("use_regex", True):
         raise ModelError(
             f"{path}: only the ByteLevel pre_tokenizer without add_prefix_space is supported."
         )
-    if file.post_processor is not None and not _agrees(file.post_processor, {"type": "ByteLevel"}):
+    post_processor = _value(file.post_processor)
+    if post_processor is not None and not _agrees(post_processor, {"type": "ByteLevel"}):
         raise ModelError(f"{path}: only the ByteLevel post_processor is supported.")
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """What is too long for one of GPT-2's is not looked into; it is none of them."""
+    return msgspec.json.decode(raw) if len(memoryview(raw)) <= _MAX_PART_BYTES else "too long"
 
 
 def _agrees(value: object, expected: Mapping[str, object]) -> bool:
@@ -152,6 +175,7 @@ def _tokens(
             )
         ranks[raw_of[left], raw_of[right]] = rank
     require_all_bytes(path, by_id.values())
+    check_merge_work(path, by_id.values())
     return by_id, mergeable_tokens(ranks), special
 
 

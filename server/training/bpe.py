@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from server.model_files import ModelFiles
+from server.tokenizer.huggingface import read_tokenizer_json
+from server.tokenizer.limits import MAX_FILE_BYTES
 from server.training.errors import TrainingError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -42,11 +45,14 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json; raises TrainingError if it is missing or has no end-of-text token."""
-    if not path.is_file():
+    """Reads a tokenizer.json of GPT-2's kind: its splitting pattern is the library's, not the file's.
+    Raises ModelError, or TrainingError if it is missing or has no end-of-text token."""
+    files = ModelFiles(path.parent)
+    if not files.has(path.name):
         raise TrainingError(f"no tokenizer at {path}")
+    read_tokenizer_json(files, path.name)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(files.read(path.name, MAX_FILE_BYTES))
     except Exception as error:  # the library raises no narrower class
         raise TrainingError(f"{path} is not a tokenizer: {error}") from None
     end_of_text_id(tokenizer)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from server.model.safetensors_file import SafetensorsFile
+from server.model_files import ModelFiles
 from server.training.bpe import END_OF_TEXT, end_of_text_id
 from server.training.config import ModelShape
 from server.training.model import GPT, INIT_STD, LAYER_NORM_EPSILON
@@ -46,13 +48,14 @@ def read_weights(folder: Path, shape: ModelShape) -> GPT:
     written.
     """
     model = GPT(shape)
-    model.load_state_dict(read_tensors(folder / WEIGHTS))
+    model.load_state_dict(read_tensors(ModelFiles(folder)))
     return model
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """An exported file's tensors under the training model's names and in its layout."""
-    tensors = {name.removeprefix(PREFIX): value for name, value in load_file(path).items()}
+def read_tensors(files: ModelFiles) -> dict[str, Tensor]:
+    """An exported file's tensors under the training model's names and in its layout. Raises ModelError."""
+    file = SafetensorsFile(files, WEIGHTS)
+    tensors = {name.removeprefix(PREFIX): file.tensor(name) for name in file.entries}
     return from_hugging_face(tensors)
 
 

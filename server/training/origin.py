@@ -4,16 +4,16 @@ checked and read. What is wrong with one is said before any training.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from server.model.config import MAX_CONFIG_BYTES
+from server.model.strict_json import parse_object
+from server.model_files import ModelFiles
 from server.training.config import ModelShape
 from server.training.errors import TrainingError
 from server.training.export import CONFIG, WEIGHTS, model_config, read_tensors
@@ -50,31 +50,32 @@ class Origin:
 class StartModel:
     """A directory that passed all checks, its weights still on disk."""
 
-    folder: Path
+    files: ModelFiles
     shape: ModelShape
     sha256: str
+
+    @property
+    def folder(self) -> Path:
+        return self.files.directory
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
     def load_into(self, model: GPT) -> None:
-        """Raises TrainingError unless the file holds exactly the model's tensors, all finite."""
-        model.load_state_dict(_read_checked(self.folder / WEIGHTS, model))
+        """Raises ModelError or TrainingError unless the file holds just the model's tensors, all finite."""
+        model.load_state_dict(_read_checked(self.files, model))
 
 
 def read_start_model(folder: Path) -> StartModel:
-    """Raises TrainingError for a directory that `continuo train` could not have exported."""
-    shape = _read_shape(folder / CONFIG)
-    weights = folder / WEIGHTS
-    try:
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    except OSError as error:
-        raise TrainingError(f"cannot read {weights}: {error.strerror}") from None
+    """Raises ModelError, or TrainingError for a directory that `continuo train` could not have exported."""
+    files = ModelFiles(folder)
+    shape = _read_shape(files)
+    digest = files.digest(WEIGHTS)
     with torch.device("meta"):  # a shape alone: config.json may claim more than memory holds
         model = GPT(shape)
-    _read_checked(weights, model)  # here too, so that a bad file is refused before any other work
-    return StartModel(folder, shape, digest)
+    _read_checked(files, model)  # here too, so that a bad file is refused before any other work
+    return StartModel(files, shape, digest)
 
 
 def check_same_origin(saved: Origin | None, start: StartModel | None) -> None:
@@ -88,14 +89,11 @@ def check_same_origin(saved: Origin | None, start: StartModel | None) -> None:
     )
 
 
-def _read_shape(path: Path) -> ModelShape:
+def _read_shape(files: ModelFiles) -> ModelShape:
+    path = files.directory / CONFIG
+    fields = parse_object(files.read(CONFIG, MAX_CONFIG_BYTES), str(path))
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: fields[key] for name, key in SHAPE_KEYS.items()}
-    except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
-        raise TrainingError(f"{path} is not a model configuration: {error}") from None
     except KeyError as error:
         raise TrainingError(f"{path} does not give {error}") from None
     for name, number in numbers.items():
@@ -122,11 +120,9 @@ def _check_arithmetic(path: Path, fields: dict[str, Any], shape: ModelShape) -> 
         )
 
 
-def _read_checked(path: Path, model: GPT) -> dict[str, Tensor]:
-    try:
-        tensors = read_tensors(path)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path} is damaged or missing: {error}") from None
+def _read_checked(files: ModelFiles, model: GPT) -> dict[str, Tensor]:
+    path = files.directory / WEIGHTS
+    tensors = read_tensors(files)
     expected = model.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         fault = "has no" if name in expected else "has an unknown"

@@ -16,9 +16,11 @@ import uvicorn
 from server.api.app import create_app
 from server.api.engine_client import EngineClient
 from server.api.process import uvicorn_config
+from server.logs import TextFormatter
 from server.tokenizer import Tokenizer
 from server.tokenizer.encoding import Vocabulary
 from tests.api.fake_engine import FakeEngine
+from tests.clean_output import check_error, leaks_in
 
 MODEL = "tests/tiny"
 EOS = 256
@@ -92,5 +94,16 @@ def engine(shared_engine: FakeEngine) -> FakeEngine:
 
 @pytest.fixture
 def client(base_url: str, engine: FakeEngine) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=base_url, timeout=20) as client:
+    hooks = {"response": [check_error]}
+    with httpx.Client(base_url=base_url, timeout=20, event_hooks=hooks) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def clean_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test provokes, the log holds nothing that it may not."""
+    yield
+    formatter = TextFormatter("api 0")
+    for record in caplog.get_records("call"):
+        if record.name.startswith(("server", "uvicorn", "asyncio", "py.warnings")):
+            assert leaks_in(formatter.format(record)) == []

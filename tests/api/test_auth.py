@@ -113,6 +113,20 @@ def test_what_is_no_route_needs_a_key_first(client: httpx.Client, path: str) -> 
     assert client.get(url, headers=bearer(BOTH)).status_code == 404
 
 
+def test_the_engine_learns_whose_a_sequence_is(app: ServedApp, client: httpx.Client) -> None:
+    """By the key's name: no client can take another's place among the cached prompts."""
+    for key in (INFER, BOTH):
+        for more in ({}, {"stream": True}, {"cache_salt": "ann"}):
+            body = {"prompt": ["a", "b"], "n": 2, "max_tokens": 1, **more}
+            num_before = len(app.engine.submitted)
+            ids = [{}, {"Idempotency-Key": f"{key} {more}"}]
+            for headers in ids:
+                sent = client.post("/v1/completions", json=body, headers=bearer(key) | headers)
+                assert sent.status_code == 200
+            tenants = [each.tenant for each in app.engine.submitted[num_before:]]
+            assert tenants == [key.split()[-1]] * 8
+
+
 def test_a_refusal_says_what_to_do_and_asks_for_a_bearer(client: httpx.Client) -> None:
     refused = client.post("/v1/completions", json={"prompt": "a"})
     error = error_of(refused, 401)

@@ -72,7 +72,8 @@ def test_a_client_that_leaves_before_its_body_is_complete_costs_nothing(
     assert url.port is not None
     for _ in range(3):
         with socket.create_connection((url.host, url.port)) as sock:
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n"
+            head += b"Content-Type: application/json\r\n\r\n{"
             sock.sendall(head)
     assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
     assert len(engine.submitted) == 1

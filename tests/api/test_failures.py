@@ -35,6 +35,31 @@ def test_before_the_first_byte_it_has_a_status(
     assert engine.aborted == [engine.submitted[0].seq_id]  # its sibling, and nothing that has ended
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("kind", [each for each in get_args(FailureKind) if "grammar" in each])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"regex": "a"}),
+    ],
+)
+def test_a_grammar_is_blamed_on_the_field_that_it_came_by(
+    client: httpx.Client,
+    engine: FakeEngine,
+    name: str,
+    wanted: dict[str, str],
+    kind: FailureKind,
+    is_stream: bool,
+) -> None:
+    engine.script = lambda _: []
+    engine.failures = {0: kind}
+    body = {"prompt": "a", "stream": is_stream, name: wanted}
+    error = client.post("/v1/completions", json=body).json()["error"]
+    assert error["param"] == name
+    assert error["message"].startswith(f"{name} ")
+
+
 def test_after_the_first_byte_it_is_an_event_without_done(
     client: httpx.Client, engine: FakeEngine
 ) -> None:

@@ -51,7 +51,8 @@ def connect(base_url: str, name: str, body: Any) -> socket.socket:
     url, data = httpx.URL(base_url), json.dumps(body).encode()
     assert url.port is not None
     sock = socket.create_connection((url.host, url.port), timeout=10)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{HEADER}: {name}\r\nContent-Length: "
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"{HEADER}: {name}\r\nContent-Length: "
     sock.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
     return sock
 

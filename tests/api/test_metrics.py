@@ -57,6 +57,7 @@ _OURS = {
             "http_responses",
             "parks",
             "quarantined_requests",
+            "refused_requests",
             "replay_mismatches",
             "replayed_tokens",
             "resumed_streams",
@@ -68,10 +69,13 @@ _OURS = {
     **dict.fromkeys(
         (
             "build_info",
+            "not_finite_weight_tensors",
+            "connections",
             "engine_progress_age_seconds",
             "estimated_wait_limit_seconds",
             "estimated_wait_seconds",
             "kept_streams",
+            "max_connections",
             "open_sequences",
             "parked_streams",
             "queue_bytes",

@@ -107,10 +107,11 @@ class Reader:
         stream, _, number = self._last_id.partition(":")
         if not stream:
             data = json.dumps(self.body).encode()
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nIdempotency-Key: {self.name}\r\n"
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            head += f"Content-Type: application/json\r\nIdempotency-Key: {self.name}\r\n"
             return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
         last = f"Last-Event-ID: {self._last_id}\r\n" if number else ""
-        return f"GET /v1/completions/{stream}/stream HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode()
+        return f"GET /v1/completions/{stream}/stream HTTP/1.1\r\nHost: localhost\r\n{last}\r\n".encode()
 
     async def _connect(self, budget: int) -> None:
         loop = asyncio.get_running_loop()

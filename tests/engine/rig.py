@@ -207,6 +207,7 @@ def request(
     *,
     choice: int = 0,
     salt: str = "",
+    tenant: str = "",
     max_tokens: int = 8,
     seed: int = 1,
     min_tokens: int = 0,
@@ -242,8 +243,8 @@ def request(
         priority,
         tenant,
         max_queue_s,
-        None if grammar is None else Grammar("regex", grammar),
-        list(emitted),
+        grammar=None if grammar is None else Grammar("regex", grammar),
+        emitted_ids=list(emitted),
     )
 
 

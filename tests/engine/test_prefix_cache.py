@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from server.engine.prefix_cache import PrefixCache
+from server.engine.prefix_cache import PrefixCache, _root
 from server.engine.sequence_state import SequenceState
 from tests.engine.rig import Parts, Rig, Size, request, solo
 
@@ -46,12 +48,37 @@ def test_salts_share_nothing() -> None:
     assert cached_tokens(rig, 3) == 8
 
 
+def test_tenants_share_nothing_whatever_their_salts() -> None:
+    """Also where the name of one ends as the salt of another begins."""
+    others = [("ann", ""), ("bob", ""), ("", "ann"), ("an", "n"), ("ann", "s"), ("anns", "")]
+    rig = Rig()
+    for seq_id, (tenant, salt) in enumerate(others):
+        run(rig, request(seq_id, PROMPT, tenant=tenant, salt=salt))
+        assert cached_tokens(rig, seq_id) == 0, (tenant, salt)
+    run(rig, request(9, PROMPT, tenant="ann"), request(10, PROMPT, tenant="ann", salt="s"))
+    assert [cached_tokens(rig, seq_id) for seq_id in (9, 10)] == [8, 8]
+    assert rig.differing() == []
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=2, max_size=2, unique=True))
+def test_every_pair_of_tenant_and_salt_has_a_root_of_its_own(pairs: list[tuple[str, str]]) -> None:
+    one, other = (_root(_state(tenant, salt)) for tenant, salt in pairs)
+    assert one != other
+    assert one[:1] == other[:1] == b"\0"  # the tag that no link has
+
+
+def _state(tenant: str, salt: str) -> SequenceState:
+    return SequenceState.from_request(request(0, PROMPT, tenant=tenant, salt=salt), 0, 64)
+
+
 def test_no_salt_is_a_link() -> None:
     """A salt that spells the bytes of a link must not reach the blocks behind it."""
     rig = Rig()
     run(rig, request(0, PROMPT))
     seq = SequenceState.from_request(request(1, PROMPT[4:]), 0, 64)
-    for link in {link for _, link in rig.cache._entries.values()}:
+    links = {link for _, link in rig.cache._entries.values()}
+    assert links
+    for link in links:
         seq.cache_salt = link.decode("latin-1")
         assert rig.cache.match(seq).block_ids == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def leaves(weights: Any) -> list[Tensor]:
     if isinstance(weights, Tensor):
         return [weights]
     parts = (
-        weights
-        if isinstance(weights, tuple)
+        list(weights)
+        if isinstance(weights, Sequence)
         else [getattr(weights, field.name) for field in fields(weights) if is_dataclass(weights)]
     )
     return [leaf for part in parts for leaf in leaves(part)]

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from kernels.cpu.kinds import Kind
+from server.model_files import ModelFile
 from server.runner import fingerprint
 from server.runner.fingerprint import (
-    file_sha256,
     host_cpu,
-    kept_digests,
     system_fingerprint,
 )
 
@@ -62,11 +61,15 @@ def test_digests_of_files_that_have_not_changed_are_kept(
 ) -> None:
     hashed: list[str] = []
 
-    def hashing(path: Path) -> str:
-        hashed.append(path.name)
-        return file_sha256(path)
+    def hashing(file: ModelFile) -> str:
+        hashed.append(file.path.name)
+        return sha256(file)
 
-    monkeypatch.setattr(fingerprint, "file_sha256", hashing)
+    def kept_digests(paths: list[Path], kept: Path) -> dict[str, str]:
+        return fingerprint.kept_digests([ModelFile(path) for path in paths], kept)
+
+    sha256 = ModelFile.sha256
+    monkeypatch.setattr(ModelFile, "sha256", hashing)
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path in paths:
         path.write_text("1")
@@ -83,7 +86,7 @@ def test_digests_of_files_that_have_not_changed_are_kept(
     other.write_text("2")
     os.utime(other, ns=(0, paths[0].stat().st_mtime_ns))
     other.replace(paths[0])
-    assert kept_digests(paths, kept)["a.json"] == file_sha256(paths[0]) != expected["a.json"]
+    assert kept_digests(paths, kept)["a.json"] == ModelFile(paths[0]).sha256() != expected["a.json"]
     kept.write_text("no JSON")
     assert kept_digests(paths, kept)["b.json"] == expected["b.json"]
     assert [path.name for path in kept.parent.iterdir()] == ["digests.json"]

@@ -32,7 +32,8 @@ class AuthMiddleware:
         if scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        assert scope["type"] == "http", "uvicorn is told to take no WebSockets"
+        if scope["type"] != "http":  # nothing comes in unseen, whatever uvicorn is told to take
+            raise RuntimeError("only HTTP is served")
         takes_basic = _is_page(scope)
         secret = _secret(scope["headers"], takes_basic)
         key = self._keys.find(secret) if secret else None

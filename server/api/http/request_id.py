@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +27,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope["headers"])
         scope[REQUEST_ID] = request_id.decode()
 
         async def send_with_id(message: Message) -> None:
@@ -40,8 +40,8 @@ class RequestIdMiddleware:
         await self._app(scope, receive, send_with_id)
 
 
-def _request_id(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    for name, value in headers:
         if name == _HEADER and _HARMLESS.fullmatch(value):
             return bytes(value)
     return b"req-" + uuid.uuid4().hex.encode()

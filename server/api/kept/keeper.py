@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self, kept: KeptRuns, key_name: str, entry: Entry | None) -> None:
         self._kept = kept
-        self._key_name = key_name
+        self.key_name = key_name
         self._entry = entry
 
     @property
@@ -52,7 +52,7 @@ class Keeper:
     async def _reply(self, start: Callable[[], Awaitable[Run]], entry: Entry) -> KeptReply:
         with entry.failing():
             reply = KeptReply(await start(), self._kept)
-            self._kept.add(reply, self._key_name, on_gone=entry.forget)
+            self._kept.add(reply, self.key_name, on_gone=entry.forget)
             entry.start(reply)
         return reply
 
@@ -71,7 +71,7 @@ class Keeper:
                 on_end=self._on_end,
             )
             on_gone = _nothing if entry is None else entry.forget
-            self._kept.add(stream, self._key_name, stream_id=stream_id, on_gone=on_gone)
+            self._kept.add(stream, self.key_name, stream_id=stream_id, on_gone=on_gone)
             if entry is not None:
                 entry.start(stream)
         return stream

@@ -23,6 +23,7 @@ from server.api.histogram import (
     TTFT_BUCKETS_S,
     Histogram,
 )
+from server.api.http.connections import Connections
 from server.api.metrics.metric_families import Families
 from server.config import EngineConfig
 from server.ipc.frames import EngineInfo
@@ -60,6 +61,7 @@ class Metrics(Collector):
         self._responses: Counter[str] = Counter()
         self._num_resumed = 0
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._connections = Connections()
         self._num_streams: Callable[[], int] = lambda: 0
         self._num_slow_readers: Callable[[], int] = lambda: 0
         self._progress_age_s: Callable[[], float] = engine.silence_s
@@ -84,6 +86,14 @@ class Metrics(Collector):
     def watch_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """One of ours: it is on the page from now on."""
         self._gauges.append((f"continuo:{name}", text, value))
+
+    def watch_connections(self, connections: Connections) -> None:
+        """Them, what was refused on them, and what they hold."""
+        self._connections = connections
+        max_bytes = connections.limits.max_unfinished_bytes
+        self.watch(
+            Queue("unfinished_requests", lambda: connections.num_unfinished_bytes, max_bytes)
+        )
 
     def watch_streams(self, num_streams: Callable[[], int]) -> None:
         """How many can be resumed."""
@@ -132,6 +142,7 @@ class Metrics(Collector):
         yield from self._request_families()
         yield from self._time_families()
         yield from self._own_families()
+        yield from self._connection_families()
         yield from self._death_families()
         if self._engine.info is not None:
             yield from self._sized_families(self._engine.info)
@@ -207,6 +218,9 @@ class Metrics(Collector):
             "dtype": info.dtype,
         }
         yield self._families.info("continuo:build_info", "What computes the answers.", build)
+        text = "Tensors of the checkpoint that hold a NaN or an infinity."
+        num_not_finite = info.num_not_finite_tensors
+        yield self._families.gauge("continuo:not_finite_weight_tensors", text, num_not_finite)
 
     def _own_families(self) -> Iterator[Metric]:
         make = self._families
@@ -233,6 +247,15 @@ class Metrics(Collector):
         yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
         limits = {queue.name: queue.max_bytes for queue in self._queues}
         yield make.gauges("continuo:queue_limit_bytes", "Most that may wait.", "queue", limits)
+
+    def _connection_families(self) -> Iterator[Metric]:
+        make, connections = self._families, self._connections
+        text = "Connections of clients."
+        yield make.gauge("continuo:connections", text, connections.num_open)
+        text = "Most that there may be."
+        yield make.gauge("continuo:max_connections", text, connections.limits.max_connections)
+        text = "Requests and connections refused before a route saw them, by why."
+        yield make.counters("continuo:refused_requests", text, "reason", connections.refused)
 
     def _death_families(self) -> Iterator[Metric]:
         """Engines that ended, and what was done about it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from server.api.failures import GrammarField
 from server.api.request.protocol import CompletionRequest
 from server.api.request.structured_fields import (
     MAX_GRAMMAR_BYTES,
@@ -24,6 +25,12 @@ def grammar_of(request: CompletionRequest) -> Grammar | None:
     if request.response_format is not None:
         return _of_response_format(request.response_format)
     return None
+
+
+def grammar_field_of(request: CompletionRequest) -> GrammarField:
+    """The field that a grammar of this request comes from."""
+    is_other = request.structured_outputs is None and request.response_format is not None
+    return "response_format" if is_other else "structured_outputs"
 
 
 def _of_response_format(wanted: ResponseFormat) -> Grammar | None:

@@ -10,10 +10,13 @@ from typing import Annotated
 
 import msgspec
 
+from server.api.request.expected import EXPECTED
 from server.api.request.long_work import pause
 from server.api.request.protocol import Prompt
+from server.errors import RequestError
 
 LONG_PROMPT_BYTES = 1 << 14
+MAX_PROMPTS = 1024  # as many as one request can have sequences
 _HEAD_BYTES = 256
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -36,7 +39,8 @@ def split_long_prompt(body: bytes) -> tuple[bytes, Prompt] | None:
     """The body with a short string in the prompt's place, and the prompt.
 
     None where the body has no long prompt, or a fault, or anything else that begins as the prompt does:
-    then it is to be parsed as a whole.
+    then it is to be parsed as a whole. Raises RequestError where the prompt has none of its forms, or is far
+    too many: that parser takes half a second to say so.
     """
     if len(body) <= LONG_PROMPT_BYTES:
         return None
@@ -53,17 +57,23 @@ def split_long_prompt(body: bytes) -> tuple[bytes, Prompt] | None:
     start = body.find(head)
     end = start + len(raw)
     rest = body[:start] + b'""' + body[end:]
-    if prompt is None or body[start:end] != raw or head in rest:
+    if body[start:end] != raw or head in rest:
         return None
     return rest, prompt
 
 
-def _read_prompt(raw: bytes) -> Prompt | None:
+def _read_prompt(raw: bytes) -> Prompt:
     if raw.startswith(b'"'):
         return _read_text(raw)
+    if (
+        raw.startswith(b"[")
+        and raw[1:].lstrip().startswith(b"[")
+        and raw.count(b"[") > 1 + MAX_PROMPTS
+    ):
+        raise RequestError(f"prompt holds more than {MAX_PROMPTS} prompts.", param="prompt")
     for read in _read_lists:
         try:
             return read(raw)
         except msgspec.ValidationError:  # another form; it shows early
             continue
-    return None
+    raise RequestError(f"prompt must be {EXPECTED['prompt']}.", param="prompt")

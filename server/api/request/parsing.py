@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from server.api.request.crowds import refuse_crowds
 from server.api.request.expected import EXPECTED, NOT_SUPPORTED
 from server.api.request.field_rules import check_together
 from server.api.request.long_prompt import split_long_prompt
@@ -17,6 +18,7 @@ def parse_completion(body: bytes) -> CompletionRequest:
     split = split_long_prompt(body)
     if split is not None:
         body, prompt = split
+    refuse_crowds(body)
     try:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from server.api.request.grammars import grammar_of
+from server.api.failures import GrammarField
+from server.api.request.grammars import grammar_field_of, grammar_of
+from server.api.request.long_prompt import MAX_PROMPTS
 from server.api.request.long_work import off_loop
 from server.api.request.prompts import given_prompts, read_prompts
 from server.api.request.protocol import CompletionRequest, StreamOptions
@@ -27,7 +29,9 @@ from server.ipc.frames import EngineInfo
 from server.sequence import Grammar, SamplingParams, SequenceRequest
 from server.tokenizer import Tokenizer
 
-MAX_SEQUENCES = 1024  # prompts x candidates of one request: what its frames and answer must hold
+MAX_SEQUENCES = (
+    MAX_PROMPTS  # prompts x candidates of one request: what its frames and answer must hold
+)
 # prompts x candidates x (prompt + max_tokens) x (1 + logprobs): 64 full contexts of 2,048 tokens with
 # 20 logprobs each fit; the answer then is some 100 MB
 MAX_COST = 1 << 22
@@ -62,12 +66,16 @@ class Plan:
         return self.request.n or 1
 
     @property
+    def grammar_field(self) -> GrammarField:
+        return grammar_field_of(self.request)
+
+    @property
     def num_prompt_tokens(self) -> int:
         """A prompt counts once, not once for each of its choices."""
         return sum(map(len, self.prompts))
 
     def requests(self, tenant: str = "", max_queue_s: float | None = None) -> list[SequenceRequest]:
-        """Choice c of prompt p has the seq_id p * n + c."""
+        """Choice c of prompt p has the seq_id p * n + c. `tenant`: the name of the client's API key."""
         first = replace(self.params, prompt_logprobs=self.prompt_logprobs)
         return [
             SequenceRequest(
@@ -142,7 +150,7 @@ def _check_cost(
 
 def _check_grammar(request: CompletionRequest, ids: ModelTokens) -> None:
     """A text that matches is ended by the end token, as soon as that is drawn."""
-    name = "response_format" if request.structured_outputs is None else "structured_outputs"
+    name = grammar_field_of(request)
     if ids.eos_token_id is None:
         raise RequestError(f"{name} needs a model with an end token.", param=name)
     for other, is_set in (("min_tokens", request.min_tokens), ("ignore_eos", request.ignore_eos)):

@@ -28,8 +28,8 @@ def parse_strict(kind: type[Body], body: bytes, expected: Mapping[str, str]) -> 
 def refuse_duplicates(body: bytes) -> None:
     """Of valid JSON: a field given twice means one thing to us and maybe another to a proxy."""
     try:
-        json.loads(body, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):  # an endless number in a field that is ignored
+        json.loads(body, object_pairs_hook=_without_duplicates, parse_constant=_no_json_constant)
+    except (ValueError, RecursionError):  # an endless number, or NaN, in a field that is ignored
         raise not_json() from None
 
 
@@ -47,6 +47,11 @@ def _request_error(error: ValidationError, expected: Mapping[str, str]) -> Reque
     if first["type"] == "missing":
         return RequestError(f"{name} is required.", param=name)
     return RequestError(f"{name} must be {expected[name]}.", param=name)
+
+
+def _no_json_constant(name: str) -> None:
+    """NaN and the infinities: Python would read them, others would not."""
+    raise ValueError(name)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:

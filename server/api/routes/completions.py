@@ -131,6 +131,7 @@ class CompletionsRoute:
         requests = planned.requests(who.tenant, self._admission.left_s(who))
         try:
             generation = await self._engine.submit(requests, info)
+            generation.grammar_field = planned.grammar_field
         except EngineGoneError:
             self._metrics.on_rejection("engine_gone")
             raise

@@ -6,23 +6,24 @@ import gc
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
 from kernels.gemm import capability
 from server.board import Board
 from server.errors import ConfigError
-from server.model.checkpoint import load_weights
+from server.model.checkpoint import Checkpoint
 from server.model.config import GPTConfig
 from server.model.device_kv_cache import FP8, DeviceKVCache, block_bytes
 from server.model.gpu_gpt import GpuGPT
+from server.model_files import ModelFiles
 from server.runner.fingerprint import system_fingerprint
 from server.runner.gpu.compiling import watch_compilations
 from server.runner.gpu.memory import Measured, plan_gpu_memory
 from server.runner.gpu.queue import CudaQueue
 from server.runner.gpu.runner import GpuRunner
 from server.runner.load import DTYPES, LoadedRunner, Resolved
+from server.runner.not_finite import warn_of_not_finite
 
 # Graphs that are captured before the first request; those of other batch sizes follow when first met.
 GRAPHS_AT_START_S = 2.0
@@ -30,11 +31,12 @@ GRAPHS_AT_START_S = 2.0
 
 def build_gpu_runner(
     resolved: Resolved,
+    files: ModelFiles,
     gpt_config: GPTConfig,
     never_sampled_ids: Collection[int],
     board: Board | None = None,
 ) -> LoadedRunner:
-    """`resolved.config.model` is a directory. Raises ConfigError."""
+    """`files`: of `resolved.config.model`. Raises ConfigError."""
     config, limits, lines = resolved
     if board is not None:
         watch_compilations(board)
@@ -42,14 +44,14 @@ def build_gpu_runner(
     dtype = DTYPES[config.dtype]
     cache_dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
     check_supported(gpt_config, cache_dtype, capability(device))
-    model_dir = Path(config.model)
+    checkpoint = Checkpoint(files, gpt_config)  # first: a bad file is refused before it is hashed
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
         fingerprint = pool.submit(
-            system_fingerprint, model_dir, f"{config.dtype} {cache_dtype}", never_sampled_ids,
+            system_fingerprint, files, f"{config.dtype} {cache_dtype}", never_sampled_ids,
             gpu_facts(device),
         )  # fmt: skip
         others = _used_bytes(device)
-        weights = load_weights(model_dir, gpt_config)
+        weights = checkpoint.weights()
         model = GpuGPT(gpt_config, weights, dtype, device, limits.max_num_batched_tokens)
         del weights
         queue = CudaQueue(device)
@@ -79,6 +81,7 @@ def build_gpu_runner(
         runner = runner_with(plan.num_blocks)
         started = time.monotonic()
         num_graphs = runner.warm_up(GRAPHS_AT_START_S)
+    files.check_unchanged()
     name = torch.cuda.get_device_name(device)
     lines += [
         f"GPU {name}",
@@ -92,6 +95,7 @@ def build_gpu_runner(
         gpt_config.vocab_size,
         fingerprint.result(),
         lines + plan.lines(),
+        warn_of_not_finite(checkpoint),
     )
 
 

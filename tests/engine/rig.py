@@ -219,7 +219,6 @@ def request(
     bad_words: tuple[tuple[int, ...], ...] = (),
     grammar: str | None = None,
     priority: int = 0,
-    tenant: str = "",
     max_queue_s: float | None = None,
     emitted: tuple[int, ...] = (),
 ) -> SequenceRequest:

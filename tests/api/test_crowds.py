@@ -6,6 +6,7 @@ import json
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import pytest
 
 from server.api.request.parsing import parse_completion
@@ -117,3 +118,17 @@ def test_large_values_given_twice() -> None:
         ):
             parse_completion(body)
         assert caught.value.param == param
+
+
+@pytest.mark.parametrize("route", ["/tokenize", "/detokenize"])
+def test_of_the_tokenizer_routes_too(client: httpx.Client, route: str) -> None:
+    crowd = {f"wrong {i}": i for i in range(_CROWD)}
+    with patch("server.api.routes.tokenize.parse_strict", side_effect=AssertionError):
+        reply = client.post(route, json={"prompt": "a", "tokens": [1], **crowd})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith("Unknown field: ")
+
+
+def test_long_lists_of_tokens_are_still_read(client: httpx.Client) -> None:
+    reply = client.post("/detokenize", json={"tokens": [97] * 100_000})
+    assert reply.json()["prompt"] == "a" * 100_000

@@ -82,14 +82,18 @@ def test_what_may_fit_is_encoded() -> None:
         )
     )
     | st.lists(st.characters()),
-    st.integers(1, 12),
+    st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=1000)
 def test_the_end_of_a_text_has_the_same_last_ids(parts: list[str], num_ids: int) -> None:
     text = "".join(parts)
     end = TOKENIZER.end_of(text, num_ids)
     assert text.endswith(end)
-    assert TOKENIZER.encode(end)[-num_ids:] == TOKENIZER.encode(text)[-num_ids:]
+    ids, end_ids = TOKENIZER.encode(text), TOKENIZER.encode(end)
+    assert len(end_ids) >= min(num_ids, len(ids))
+    assert (
+        ids[len(ids) - len(end_ids) :] == end_ids
+    )  # all of them, as where it is cut a fault shows
 
 
 @pytest.mark.parametrize("unit", ["the ", "the.", "12,", "漢字。", "the\n the"])

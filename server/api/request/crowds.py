@@ -23,14 +23,22 @@ _MAX_BIAS_BYTES = 64 << 10  # 1,024 entries with room to spare
 # Of an object or a list where others are meant, of a schema (at most 64 KiB, but for its blanks), and of what
 # is accepted and ignored: 4 MB of small objects take a third of a second.
 _MAX_VALUE_BYTES = 256 << 10
-_LISTS = {"prompt", "allowed_token_ids", "bad_words", "stop", "stop_token_ids", "choice"}
+_LISTS = {
+    "prompt",
+    "allowed_token_ids",
+    "bad_words",
+    "stop",
+    "stop_token_ids",
+    "choice",
+    "tokens",
+}
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
-def refuse_crowds(body: bytes) -> None:
+def refuse_crowds(body: bytes, kind: type[BaseModel] = CompletionRequest) -> None:
     """Raises RequestError."""
     if len(body) > _LARGE_BYTES:
-        _refuse_unknown(CompletionRequest, body, "")
+        _refuse_unknown(kind, body, "")
 
 
 def _refuse_unknown(kind: type[BaseModel], data: Any, within: str) -> None:
@@ -50,12 +58,12 @@ def _refuse_unknown(kind: type[BaseModel], data: Any, within: str) -> None:
         raise RequestError(
             "The body gives fields twice, or has too many blanks.", param=within.rstrip(".") or None
         )
+    if kind is CompletionRequest and len(found.logit_bias) > _MAX_BIAS_BYTES:
+        raise RequestError(f"logit_bias must be {EXPECTED['logit_bias']}.", param="logit_bias")
     _refuse_large(kind, found, within)
     for name, nested in _nested_in(kind).items():
         if getattr(found, name):
             _refuse_unknown(nested, getattr(found, name), f"{within}{_json_name(kind, name)}.")
-    if kind is CompletionRequest and len(found.logit_bias) > _MAX_BIAS_BYTES:
-        raise RequestError(f"logit_bias must be {EXPECTED['logit_bias']}.", param="logit_bias")
 
 
 def _refuse_large(kind: type[BaseModel], found: Any, within: str) -> None:

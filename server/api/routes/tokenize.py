@@ -13,6 +13,7 @@ from starlette.responses import Response
 from server.api.engine_client import EngineClient
 from server.api.reply.json_parts import JsonPartsResponse, item_parts
 from server.api.request.body import read_json_body
+from server.api.request.crowds import refuse_crowds
 from server.api.request.long_work import off_loop
 from server.api.request.protocol import TokenIds
 from server.api.request.strict_body import parse_strict
@@ -120,7 +121,12 @@ def tokenize_router(model_name: str, tokenizer: Tokenizer, engine: EngineClient)
 
 
 async def _parsed(kind: type[Any], body: bytes) -> Any:
-    return await _maybe_off_loop(len(body), parse_strict, kind, body, _EXPECTED)
+    return await _maybe_off_loop(len(body), _parse, kind, body)
+
+
+def _parse(kind: type[Any], body: bytes) -> Any:
+    refuse_crowds(body, kind)
+    return parse_strict(kind, body, _EXPECTED)
 
 
 async def _maybe_off_loop(num_bytes: int, function: Any, *arguments: Any) -> Any:

@@ -165,6 +165,12 @@ def _has_answer(connection: socket.socket) -> bool:
     return bool(select.select([connection], [], [], 0)[0])
 
 
+def padded_to(num_bytes: int) -> bytes:
+    """In a field that is ignored."""
+    start, end = BODY[:-1] + b', "user": "', b'"}'
+    return start + b"a" * (num_bytes - len(start) - len(end)) + end
+
+
 TAKEN = {
     "100 headers": get(b"/version", *[b"X: a"] * (LIMITS.max_headers - 2), b"Connection: close"),
     "a line at the limit": get(
@@ -177,9 +183,7 @@ TAKEN = {
         b"X: "
         + b"a" * (LIMITS.max_header_bytes - len(b"Host: a\r\nConnection: close\r\nX: \r\n\r\n")),
     ),
-    "a body at the limit": post(
-        b"Connection: close", body=BODY + b" " * (LIMITS.max_body_bytes - len(BODY))
-    ),
+    "a body at the limit": post(b"Connection: close", body=padded_to(LIMITS.max_body_bytes)),
     "chunks": post(
         CHUNKED,
         b"Connection: close",

@@ -284,6 +284,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
     def _drop(self, cycle: RequestResponseCycle) -> None:
         """Its application is told that the client is gone, and writes nothing any more."""
         cycle.disconnected = True
+        cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         if self._is_waiting(cycle):
             self.pipeline.popleft()

@@ -21,7 +21,9 @@ def _raw(*lines: bytes, body: bytes = _DATA) -> bytes:
 
 
 def _padded(num_bytes: int) -> bytes:
-    return _DATA + b" " * (num_bytes - len(_DATA))
+    """In a field that is ignored."""
+    start, end = _DATA[:-1] + b', "user": "', b'"}'
+    return start + b"a" * (num_bytes - len(start) - len(end)) + end
 
 
 B01_JSON = [

@@ -241,6 +241,7 @@ FIELDS: list[Field] = [
         ('{"type": "nothing"}',),
         within='{"type": "json_schema", "json_schema": {"schema": $}}',
         is_required=True,
+        blamed=("response_format",),
     ),
     flag("response_format.json_schema.strict", within=_NAMED % "strict"),
     Field(

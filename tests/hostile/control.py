@@ -8,12 +8,14 @@ import json
 import re
 import socket
 import threading
+import time
 from typing import Any
 
 from tests.chaos.reading import Answer, merged
 from tests.hostile.sending import post
 from tests.hostile.wire import Address, Malformed, Response, Responses
 
+_MAX_IDLE_S = 3.0  # the server closes a connection that is idle for 5 s
 _EVENT = re.compile(rb"(?:id: [0-9a-f]{32}:\d+\n)?data: ([^\n]*)")
 _BODY: dict[str, Any] = {
     "prompt": "Once upon a time there was a control stream",
@@ -52,7 +54,9 @@ class Control:
     """`solo` was said before anybody else asked."""
 
     def __init__(self, address: Address) -> None:
+        self._address = address
         self._socket = socket.create_connection(address, timeout=60)
+        self._answered_at = time.monotonic()
         self._may_go_on = threading.Event()
         self._is_idle = threading.Event()
         self._is_over = False
@@ -64,6 +68,9 @@ class Control:
         self._thread.start()
 
     def _ask(self) -> Answer:
+        if time.monotonic() - self._answered_at > _MAX_IDLE_S:  # a long pause
+            self._socket.close()
+            self._socket = socket.create_connection(self._address, timeout=60)
         responses = Responses()
         self._socket.sendall(post(_BODY))
         while not responses.found:
@@ -73,6 +80,7 @@ class Control:
             responses.feed(data)
         if responses.found[0].status != 200 or not responses.is_between:
             raise Malformed(f"the control stream: {responses.found[0]}")
+        self._answered_at = time.monotonic()
         return answer_of(responses.found[0])
 
     def _repeat(self) -> None:
@@ -101,7 +109,9 @@ class Control:
         """Behind the answer that it is at."""
         self._may_go_on.clear()
         self._is_idle.clear()
-        assert self._is_idle.wait(60), "the control stream has not ended"
+        if self._thread.is_alive():
+            assert self._is_idle.wait(60), "the control stream has not ended"
+        self.check()
 
     def resume(self) -> None:
         self._may_go_on.set()

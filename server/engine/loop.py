@@ -44,7 +44,7 @@ class EngineLoop:
         self._board = board
         self._refused: list[tuple[int, SequenceFailure]] = []  # not sent yet
         self._heartbeat_at_s = clock()
-        self._busy_s = 0.0  # in turns with a step, also for sending what it added
+        self._busy_s = 0.0  # in steps, and for sending what they added
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Until `should_stop`, which is asked between two steps and at least every HEARTBEAT_S."""
@@ -57,9 +57,13 @@ class EngineLoop:
         for owner, frame in self._server.poll(0.0 if engine.can_step else self._max_wait_s()):
             self._apply(owner, frame)
         started_s, is_busy = self._clock(), engine.has_work
-        self._send(engine.step(started_s))
+        added = engine.step(started_s)
+        stepped_s = self._clock()
         if is_busy:
-            self._busy_s += self._clock() - started_s
+            self._busy_s += stepped_s - started_s
+        self._send(added)
+        if is_busy:
+            self._busy_s += self._clock() - stepped_s
         if self._board is not None and not engine.is_stuck:
             self._board.tick()
 

@@ -272,6 +272,7 @@ class FakeEngine:
             num_cache_hits=0,
             num_replayed_tokens=self._num_replayed,
             num_waiting_tokens=sum(each.num_owed_tokens for each in waiting),
+            busy_s=self._num_steps * self.step_s,
         )
 
     def _advance_prompt(self, running: _Running) -> PromptLogprobs:

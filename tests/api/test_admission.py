@@ -35,8 +35,12 @@ class Rig:
         self.stats = IDLE
 
     def frame(self, seconds: float = 0.0, **changes: int) -> None:
+        """All of the time was in steps."""
         self.now_s += seconds
-        self.stats = self.stats._replace(num_steps=self.stats.num_steps + 1, **changes)
+        busy_s = round(self.stats.busy_s + seconds, 6)
+        self.stats = self.stats._replace(
+            num_steps=self.stats.num_steps + 1, busy_s=busy_s, **changes
+        )
         self.admission.on_stats(self.stats, INFO)
 
     def measure(self, rate: int = 1000) -> None:

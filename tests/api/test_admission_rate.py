@@ -69,14 +69,15 @@ class Engine:
             behind.num_left -= chunk
             budget, num_prompt = budget - chunk, num_prompt + chunk
         took_s = STEP_S + PROMPT_ROW_S * num_prompt + TOKEN_ROW_S * num_generated
-        self.now_s += took_s * self.rng.uniform(0.8, 1.25)
+        took_s *= self.rng.uniform(0.8, 1.25)
+        self.now_s += took_s
         for each in self.running:
             if each.num_tokens <= 0:
                 self.rate.on_finish(each.num_used, each.max_tokens)
         self.running = [each for each in self.running if each.num_tokens > 0]
-        self._tell(num_prompt, num_generated)
+        self._tell(num_prompt, num_generated, took_s)
 
-    def _tell(self, num_prompt: int, num_generated: int) -> None:
+    def _tell(self, num_prompt: int, num_generated: int, took_s: float) -> None:
         stats = self.stats
         self.stats = stats._replace(
             num_steps=stats.num_steps + 1,
@@ -84,8 +85,9 @@ class Engine:
             num_generated_tokens=stats.num_generated_tokens + num_generated,
             num_running=len(self.running),
             num_waiting=len(self.waiting),
+            busy_s=stats.busy_s + took_s,
         )
-        self.rate.on_stats(self.stats, self.now_s, SIZES)
+        self.rate.on_stats(self.stats, SIZES)
 
 
 def flood(engine: Engine, rng: random.Random, seconds: float, *, long_prompts: bool) -> None:
@@ -152,9 +154,46 @@ def test_who_waits_for_a_grammar_makes_no_engine_busy() -> None:
     """One sequence runs, and another one waits for its mask."""
     rate, stats = ServiceRate(), EngineStats(*[0] * 14)._replace(num_running=1, num_waiting=1)
     for step in range(1, 100):
-        stats = stats._replace(num_steps=step, num_step_tokens=step, num_generated_tokens=step)
-        rate.on_stats(stats, step * 0.1, SIZES)
+        stats = stats._replace(
+            num_steps=step, num_step_tokens=step, num_generated_tokens=step, busy_s=step * 0.1
+        )
+        rate.on_stats(stats, SIZES)
     assert not rate.is_measured
+
+
+def test_short_prompts_beside_those_who_wait_for_a_grammar_tell_nothing_of_full_steps() -> None:
+    """The first requests of a server: a step for each prompt of four tokens, the wait for masks between."""
+    rate, stats = ServiceRate(), EngineStats(*[0] * 14)._replace(num_running=2, num_waiting=12)
+    for step in range(1, 100):
+        stats = stats._replace(
+            num_steps=step,
+            num_step_tokens=6 * step,
+            num_generated_tokens=2 * step,
+            busy_s=0.01 * step,
+        )
+        rate.on_stats(stats, SIZES)
+    assert not rate.is_measured
+
+
+def test_the_time_between_steps_is_not_theirs() -> None:
+    engine, rng = Engine(), random.Random(8)
+    flood(engine, rng, 20, long_prompts=False)
+    cost_s = engine.rate.token_cost_s
+    for _ in range(40):
+        engine.now_s += 5  # all wait for a grammar
+        flood(engine, rng, 0.1, long_prompts=False)
+    assert engine.rate.token_cost_s == pytest.approx(cost_s, rel=0.2)
+
+
+def test_one_slow_step_at_the_start_is_no_measurement() -> None:
+    engine, rng = Engine(), random.Random(9)
+    engine.rng.uniform = lambda a, b: 60.0  # type: ignore[method-assign]
+    flood(engine, rng, 0.1, long_prompts=False)
+    assert not engine.rate.is_measured
+    engine.rng = random.Random(9)
+    flood(engine, rng, 3, long_prompts=False)
+    assert engine.rate.is_measured
+    assert engine.rate.token_cost_s < 2 * (TOKEN_ROW_S + STEP_S / NUM_ROWS)
 
 
 def test_another_engine_counts_from_0() -> None:
@@ -171,7 +210,7 @@ def test_another_engine_counts_from_0() -> None:
         num_step_tokens=old.num_step_tokens + 10,
         num_generated_tokens=old.num_generated_tokens + 10,
     )
-    engine.rate.on_stats(engine.stats, engine.now_s, SIZES)
+    engine.rate.on_stats(engine.stats, SIZES)
     assert costs == (engine.rate.prompt_cost_s, engine.rate.token_cost_s)
     flood(engine, rng, 10, long_prompts=False)
     assert engine.rate.token_cost_s == pytest.approx(costs[1], rel=0.2)
@@ -190,16 +229,16 @@ def test_a_slower_engine_is_noticed_within_seconds() -> None:
 def test_costs_are_never_negative() -> None:
     rng = random.Random(7)
     for seed in range(20):
-        rate, now_s = ServiceRate(), 0.0
+        rate = ServiceRate()
         stats = EngineStats(*[0] * 14)._replace(num_waiting=1, num_running=NUM_ROWS)
         for _ in range(50):
-            now_s += rng.expovariate(5)
             num_prompt, num_generated = rng.choice([0, rng.randint(0, 500)]), rng.randint(0, 50)
             stats = stats._replace(
                 num_steps=stats.num_steps + 1,
                 num_step_tokens=stats.num_step_tokens + num_prompt + num_generated,
                 num_generated_tokens=stats.num_generated_tokens + num_generated,
+                busy_s=stats.busy_s + rng.expovariate(5),
             )
-            rate.on_stats(stats, now_s, SIZES)
+            rate.on_stats(stats, SIZES)
             assert rate.prompt_cost_s >= 0 and rate.token_cost_s >= 0, seed
             assert rate.seconds(10, 10) <= 1e3

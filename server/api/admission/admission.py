@@ -97,7 +97,7 @@ class Admission:
         self._stats = stats
         self._strange.add(stats.num_waiting_tokens - self.room.total.num_tokens, now_s)
         self._sizes = Sizes(info.max_num_seqs, info.num_blocks)
-        self.rate.on_stats(stats, now_s, self._sizes)
+        self.rate.on_stats(stats, self._sizes)
         if now_s - self._watched_s >= _WATCH_EVERY_S:
             self.is_overloaded()
 

@@ -1,7 +1,7 @@
 """What a token costs, as measured while the engine has more than it can do. Knows no request's owner.
 
-While sequences wait the engine is busy all the time: so the time between two of its frames is what the rows
-of its steps took. A prompt's row and a generated one cost differently; both costs are fitted by least squares
+The engine tells how long it was in steps. While sequences wait its steps are full: so that time is what
+their rows took. A prompt's row and a generated one cost differently; both costs are fitted by least squares
 over the last seconds of such time, each sample weighted by 1 / rows: for rows of one kind it is time / rows.
 """
 
@@ -14,10 +14,9 @@ from server.ipc.frames import EngineStats
 
 _MEMORY_S = 5.0  # of busy time: what lies so far back counts 1/e
 _SAMPLE_S = 0.1  # of busy time: frames are put together to so much
+_MEASURED_S = 0.5  # of busy time: less tells nothing, as a single slow step may be in it
 _MEMORY_TOKENS = 20_000.0  # promised to ended sequences: the same, of how much of it they used
-_BUSY_SHARE = (
-    0.5  # of rows or blocks in use, or prompts computed: else who waits may wait for a grammar
-)
+_BUSY_SHARE = 0.5  # of blocks in use, or of rows in each step: who waits may wait for a grammar
 _RIDGE = 1e-3  # pulls both costs to their common mean where the samples cannot tell them apart
 
 
@@ -50,8 +49,8 @@ class ServiceRate:
         self.used_share = 1.0  # of max_tokens that sequences generate before they end
         self.computed_share = 1.0  # of prompt tokens that are not found in the cache
         self._last: EngineStats | None = None
-        self._last_s = 0.0
         self._pending = _NOTHING  # of the sample so far
+        self._measured_s = 0.0
         self._busy_s = 0.0  # this and the next with memory
         self._busy_steps = 0.0
         self._sums = (0.0,) * 5  # pp, pg, gg, pt, gt of the samples
@@ -60,27 +59,25 @@ class ServiceRate:
 
     @property
     def is_measured(self) -> bool:
-        return self.mean_cost_s > 0
+        return self._measured_s >= _MEASURED_S
 
-    def on_stats(self, stats: EngineStats, now_s: float, sizes: Sizes) -> None:
+    def on_stats(self, stats: EngineStats, sizes: Sizes) -> None:
         last, self._last = self._last, stats
-        last_s, self._last_s = self._last_s, now_s
         if last is None or stats.num_steps <= last.num_steps:
             return
         num_steps = stats.num_steps - last.num_steps
         self.num_steps += num_steps
         num_generated = stats.num_generated_tokens - last.num_generated_tokens
-        num_prompt = max(0, stats.num_step_tokens - last.num_step_tokens - num_generated)
-        if not (last.num_waiting and stats.num_waiting) or not (
-            num_prompt or _is_full(stats, sizes)
-        ):
-            self._pending = _NOTHING
+        num_rows = stats.num_step_tokens - last.num_step_tokens
+        if not (last.num_waiting and stats.num_waiting):
+            return
+        if not _is_full(stats, num_rows / num_steps, sizes):
             return
         seconds, steps, prompt_rows, generated = self._pending
         self._pending = _Sample(
-            seconds + now_s - last_s,
+            seconds + stats.busy_s - last.busy_s,
             steps + num_steps,
-            prompt_rows + num_prompt,
+            prompt_rows + max(0, num_rows - num_generated),
             generated + num_generated,
         )
         if self._pending.seconds >= _SAMPLE_S:
@@ -103,7 +100,7 @@ class ServiceRate:
             self.used_share = self._used / self._promised
 
     def seconds(self, num_prompt_tokens: int, max_tokens: int) -> float:
-        """What so much will take; 0 before anything was measured."""
+        """What so much will take; to be relied on once it is measured."""
         prompts_s = num_prompt_tokens * self.computed_share * self.prompt_cost_s
         return prompts_s + max_tokens * self.used_share * self.token_cost_s
 
@@ -111,6 +108,7 @@ class ServiceRate:
         t, num_steps, prompt_rows, generated = sample
         if not prompt_rows + generated:
             return
+        self._measured_s += t
         keep = math.exp(-t / _MEMORY_S)
         self._busy_s = keep * self._busy_s + t
         self._busy_steps = keep * self._busy_steps + num_steps
@@ -135,8 +133,8 @@ class ServiceRate:
         self.prompt_cost_s, self.token_cost_s, self.mean_cost_s = prompt_cost, token_cost, mean
 
 
-def _is_full(stats: EngineStats, sizes: Sizes) -> bool:
+def _is_full(stats: EngineStats, rows_per_step: float, sizes: Sizes) -> bool:
     return (
-        stats.num_running >= _BUSY_SHARE * sizes.num_rows
+        rows_per_step >= _BUSY_SHARE * sizes.num_rows
         or stats.num_used_blocks >= _BUSY_SHARE * sizes.num_blocks
     )

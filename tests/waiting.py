@@ -9,12 +9,15 @@ from pathlib import Path
 import psutil
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+def wait_for(
+    condition: Callable[[], object], what: str, timeout_s: float = 20.0, pause_s: float = 0.01
+) -> None:
+    """Asks every `pause_s`. Raises AssertionError."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s:.0f} s in vain until {what}")
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 def is_alive(pid: int) -> bool:

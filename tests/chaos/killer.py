@@ -14,6 +14,7 @@ from tests.serving import Server
 from tests.waiting import exists, is_alive, wait_for
 
 START_S = 60.0  # on a machine with other work
+_MOMENT_S = 0.05
 _MAX_BARREN = 3  # deaths in a row without a completed step; the budget is 5
 _GENERATED = "vllm:generation_tokens_total"
 
@@ -21,10 +22,12 @@ _GENERATED = "vllm:generation_tokens_total"
 class Killer:
     """Kills `engine 0`: `num_killed` by SIGKILL, `num_stopped` by SIGSTOP, which the watchdog ends."""
 
-    def __init__(self, server: Server, rng: random.Random, max_wait_s: float) -> None:
+    def __init__(self, server: Server, rng: random.Random, max_tokens: int) -> None:
+        """`max_tokens`: that may be generated between two deaths. What is counted is progress, not seconds:
+        however slow the machine, each request ends behind a few deaths."""
         self._server = server
         self._rng = rng
-        self._max_wait_s = max_wait_s
+        self._max_tokens = max_tokens
         self._num_barren = 0
         self._seen: set[psutil.Process] = set()  # every process that was below the supervisor
         self.num_killed = self.num_stopped = 0
@@ -40,9 +43,9 @@ class Killer:
             self._kill_in_start(self._rng.uniform(0, 2.0))
             return
         self._await_ready()
-        time.sleep(self._rng.uniform(0, self._max_wait_s))
-        if self._num_barren >= _MAX_BARREN:
-            self._await_step()
+        num_tokens = self._rng.randrange(self._max_tokens)
+        self._await_tokens(max(num_tokens, int(self._num_barren >= _MAX_BARREN)))
+        time.sleep(self._rng.uniform(0, _MOMENT_S))
         if kind == "stopped":
             self._stop()
         else:
@@ -54,7 +57,7 @@ class Killer:
         """`after_s` behind the appearance of its process, or of the one that runs."""
         if self._num_barren >= _MAX_BARREN:
             self._await_ready()
-            self._await_step()
+            self._await_tokens(1)
         pid = self.engine_pid()
         time.sleep(after_s)
         self._kill(pid)
@@ -101,10 +104,16 @@ class Killer:
             return False
         return self._server.metric("continuo:engine_restarts_total") >= self.num_deaths
 
-    def _await_step(self) -> None:
+    def _await_tokens(self, num_tokens: int) -> None:
         """Of the engine that is connected now."""
-        before = self._server.metric(_GENERATED)
-        wait_for(lambda: self._server.metric(_GENERATED) > before, "a step was completed", START_S)
+        if num_tokens == 0:
+            return
+        least = self._server.metric(_GENERATED) + num_tokens
+
+        def are_there() -> bool:
+            return self._server.metric(_GENERATED) >= least
+
+        wait_for(are_there, "tokens were generated", START_S, pause_s=_MOMENT_S)
         self._num_barren = 0
 
     def settle(self) -> None:

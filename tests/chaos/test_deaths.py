@@ -122,7 +122,7 @@ def test_nothing_outlives_a_killed_supervisor(start: Callable[..., Server], mome
     pids = server.all_pids()
     if moment == "engine restart":
         os.kill(server.pid_of("engine 0"), signal.SIGKILL)
-        pids.append(Killer(server, random.Random(), 0).engine_pid())
+        pids.append(Killer(server, random.Random(), 1).engine_pid())
     if moment == "drain":
         server.process.terminate()
         wait_for(lambda: server.client.get("/ready").status_code == 503, "it is draining")

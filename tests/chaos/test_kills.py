@@ -39,7 +39,7 @@ def test_every_stream_survives_every_death_of_the_engine(
     expected = references(address, num_at_once=1 if is_long else 4)
     wait_for(lambda: is_idle(server), "nothing is open")
     fds = num_fds(server)
-    killer = Killer(server, rng, max_wait_s=3.0 if is_long else 1.5)
+    killer = Killer(server, rng, max_tokens=8000 if is_long else 4000)
     crowd = Crowd(address, expected, seed=rng.randrange(1 << 20))
     while killer.num_deaths < (200 if is_long else 20):
         killer.strike()

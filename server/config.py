@@ -120,9 +120,9 @@ class ServeConfig:
     allowed_origins: str = ""  # comma-separated; empty: no CORS headers
     drain_seconds: float = 30.0  # after SIGTERM, for running requests to end
     stall_seconds: float = 30.0  # without progress: the engine is killed and replaced
-    max_queue_seconds: float = (
-        30.0  # until a request's first step; one that would wait longer is refused
-    )
+    # Until a request's first step; one that would wait longer is refused. After an overload the queue needs
+    # so long to empty; with less than an engine or a grammar's process needs to start, these would be seen.
+    max_queue_seconds: float = 10.0
     resume_memory_mib: int = 64  # for streams and replies that can be read again
 
     def __post_init__(self) -> None:

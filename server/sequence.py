@@ -20,6 +20,7 @@ FailureKind = Literal[
     "not_finite",  # no logit of its row could be used: NaN or infinite
     "engine_crash",  # it killed the engine, alone in it
     "expired",  # it was in no step before its `max_queue_s`
+    "queue_full",  # the engine has as many waiting as it takes
     "internal",  # a fault of ours
 ]
 SequenceKey = tuple[int, int]  # (owner, seq_id)

@@ -1,8 +1,11 @@
 """Five times more than it can do: an open loop over a real server, against what it does at its peak.
 
 One run, one server: idle requests one by one; a closed loop that keeps every row busy (the peak); then
-requests at five times that rate for two minutes, whatever comes back; then probes until a request is served
-as quickly as on an idle server. The generator shares the cores with the server: it takes from both figures.
+requests at five times that rate for two minutes, whatever comes back; then short probes, some a second,
+whatever becomes of those before: the server has recovered with the first from which on all have their first
+token as soon as at the peak, where every row is busy and nobody waits. That must be what the queue takes:
+it is as long as --max-queue-seconds allows. The generator shares the cores with the server: it takes from
+all figures.
 """
 
 from __future__ import annotations
@@ -32,12 +35,12 @@ OVERLOAD_S = 120.0
 PEAK_S = 30.0
 WIDTH = 64  # in the closed loop: a CPU engine's rows; more would be refused, and come back at once
 FACTOR = 5
-# What has been let in is served: with 30 s, the default, that is how long recovery takes.
-MAX_QUEUE_S = 3
+MAX_QUEUE_S = 4  # what waits when the load falls is served first: recovery takes so long
 _IDLE_REQUESTS = 20
-_RECOVERY_LIMIT_S = 60.0
-_PROBE_EVERY_S = 0.1
-_GOOD_PROBES = 3  # in a row, the first of which counts
+_PROBE_S = 20.0  # longer than the queue and the longest answer take
+_PROBES_PER_S = 8.0
+_PROBE_TOKENS = "2"  # a long one would be load
+_QUICK = 2.0  # times the median TTFT of the peak
 _REFUSALS = ("HTTP 503", "HTTP 429")
 _PROMPT_TOKENS, _OUTPUT_TOKENS = "uniform:16,64", "uniform:64,192"
 
@@ -47,7 +50,7 @@ class Outcome:
     idle: LoadRun
     peak: LoadRun
     overload: LoadRun
-    probes: list[Record]
+    probes: LoadRun
     fell_at_s: float  # when the load did
 
 
@@ -55,31 +58,16 @@ async def _measure(url: str, overload_s: float, peak_s: float) -> Outcome:
     config = BenchConfig(url=url, prompt_tokens=_PROMPT_TOKENS, output_tokens=_OUTPUT_TOKENS)
     target = parse_url(url)
     client = HttpClient(target)
-    requests = Requests(config, await probe(client, target, config))
+    facts = await probe(client, target, config)
 
     async def send(body: bytes, record: Record) -> None:
         await complete(client, target.post(ROUTES["completions"], body), record, config.timeout)
 
     async def load(index: int, **fields: Any) -> LoadRun:
         phase = replace(config, **fields)
-        run = LoadRun(phase.loads()[0])
+        requests, run = Requests(phase, facts), LoadRun(phase.loads()[0])
         await Generator(phase, requests, send, asyncio.Event()).run(run.load, index, run)
         return run
-
-    async def probe_until_quick(limit_s: float, first_index: int) -> list[Record]:
-        probes: list[Record] = []
-        until_s = time.perf_counter() + _RECOVERY_LIMIT_S
-        while time.perf_counter() < until_s:
-            request = requests.make(99, first_index + len(probes))
-            record = Record(time.perf_counter(), request.max_tokens, request.prompt_tokens)
-            probes.append(record)
-            await send(request.body, record)
-            if len(probes) >= _GOOD_PROBES and all(
-                _is_quick(each, limit_s) for each in probes[-_GOOD_PROBES:]
-            ):
-                break
-            await asyncio.sleep(_PROBE_EVERY_S)
-        return probes
 
     try:
         idle = await load(0, concurrency="1", num_requests=_IDLE_REQUESTS)
@@ -88,14 +76,22 @@ async def _measure(url: str, overload_s: float, peak_s: float) -> Outcome:
         flood = asyncio.ensure_future(load(2, rate=f"{rate:.3f}", duration=overload_s))
         await asyncio.sleep(overload_s + 0.05)
         fell_at_s = time.perf_counter()
-        probes = await probe_until_quick(2 * _median_ttft(idle), 0)
+        probes = await load(
+            3, rate=str(_PROBES_PER_S), duration=_PROBE_S, output_tokens=_PROBE_TOKENS
+        )
         return Outcome(idle, peak, await flood, probes, fell_at_s)
     finally:
         client.close()
 
 
-def _is_quick(record: Record, limit_s: float) -> bool:
-    return record.is_ok and record.ttft_s is not None and record.ttft_s <= limit_s
+def _recovery_s(probes: LoadRun, limit_s: float, fell_at_s: float) -> float:
+    """When the first probe was due from which on all were quick; NaN: the last one was not."""
+    recovered_s = float("nan")
+    for record in reversed(probes.records):
+        if not record.is_ok or record.ttft_s is None or record.ttft_s > limit_s:
+            break
+        recovered_s = record.due_s - fell_at_s
+    return recovered_s
 
 
 def _done(run: LoadRun) -> list[Record]:
@@ -155,8 +151,7 @@ def _figures(outcome: Outcome) -> dict[str, float]:
     ttft_s = [each.ttft_s for each in _done(flood) if each.ttft_s is not None]
     failures = Counter(each.failure for each in flood.records if not each.is_ok)
     others = sum(count for name, count in failures.items() if name not in _REFUSALS)
-    recovered = outcome.probes[-_GOOD_PROBES:][0]
-    recovery_s = recovered.due_s - outcome.fell_at_s
+    limit_s = _QUICK * _median_ttft(peak)
     span_s = outcome.fell_at_s - flood.started_s
     return {
         "idle TTFT p50 ms": _median_ttft(outcome.idle) * 1e3,
@@ -171,7 +166,8 @@ def _figures(outcome: Outcome) -> dict[str, float]:
         "refusal p99 ms, from when it was sent": _p(server_ms, 99),
         "TTFT of served p99 s": _p(ttft_s, 99),
         "other failures": float(others),
-        "recovery s": recovery_s if _is_quick(recovered, _RECOVERY_LIMIT_S) else float("nan"),
+        "peak TTFT p50 ms": _median_ttft(peak) * 1e3,
+        "recovery s": _recovery_s(outcome.probes, limit_s, outcome.fell_at_s),
         "generator lag p99 ms": _p([each.lag_s * 1e3 for each in flood.records], 99),
         "generator share of a core": flood.cpu_s / (flood.ended_s - flood.started_s),
     }
@@ -182,7 +178,7 @@ def _plot(outcome: Outcome) -> Any:
         start_s = outcome.overload.started_s
         refused = [(r.due_s - start_s, r.e2e_s) for r in _refused(outcome.overload)]
         served = [(r.due_s - start_s, r.ttft_s or 0.0) for r in _done(outcome.overload)]
-        probes = [(r.due_s - start_s, r.ttft_s or 0.0) for r in outcome.probes if r.is_ok]
+        probes = [(r.due_s - start_s, r.ttft_s or 0.0) for r in _done(outcome.probes)]
         for name, points in (("refused", refused), ("TTFT", served), ("TTFT, after", probes)):
             if points:
                 axes.plot(*zip(*points, strict=True), ".", markersize=2, label=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal, NamedTuple
 
 from server.errors import RequestError
@@ -10,12 +11,15 @@ from server.sequence import FailureKind
 GrammarField = Literal["structured_outputs", "response_format"]
 
 
+_SOON_S = 2  # on average, in whole seconds: those who failed in one step must not come back in one
+
+
 class _Answer(NamedTuple):
     status: int
     code: str | None
     message: str
     param: str | None = None
-    retry_after_s: float | None = None
+    retry_after_s: int | None = None  # about
 
 
 # `{field}`, also as param: the one by which the request asked for a grammar
@@ -64,7 +68,13 @@ _ANSWERS: dict[FailureKind, _Answer] = {
         503,
         "queue_timeout",
         "The request waited for its turn as long as it may, and was not begun.",
-        retry_after_s=1,
+        retry_after_s=_SOON_S,
+    ),
+    "queue_full": _Answer(
+        503,
+        "server_overloaded",
+        "The server has more work waiting than it takes.",
+        retry_after_s=_SOON_S,
     ),
     "internal": _Answer(
         500, None, "The server failed to compute this request; this is a fault of ours."
@@ -82,5 +92,5 @@ def failure_error(
         param=answer.param and answer.param.format(field=grammar_field),
         code=answer.code,
         status=answer.status,
-        retry_after_s=answer.retry_after_s,
+        retry_after_s=answer.retry_after_s and random.randint(1, 2 * answer.retry_after_s - 1),
     )

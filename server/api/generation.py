@@ -99,6 +99,8 @@ class Generation:
         self._is_announced = False  # the reader will be called in this turn
         self._reader: Callable[[], None] = _nobody
         self._prompt_reader: Callable[[int, PromptLogprobs], None] | None = None
+        self._on_left: Callable[[int], None] = _nothing
+        self._on_back: Callable[[int], None] = _nothing
 
     def read_by(self, reader: Callable[[], None]) -> None:
         """Call it once for each turn in which something came; it may `take`, or leave it for later.
@@ -112,6 +114,11 @@ class Generation:
         """Call it with every chunk of prompt logprobs, and the index of its sequence."""
         self._prompt_reader = reader
 
+    def watch_engine(self, on_left: Callable[[int], None], on_back: Callable[[int], None]) -> None:
+        """Call `on_left` with the index of each sequence that leaves the engine, being at its end or parked,
+        and `on_back` where it goes on. Its reader may be far behind."""
+        self._on_left, self._on_back = on_left, on_back
+
     @property
     def num_waiting(self) -> int:
         """Outputs that nobody has taken."""
@@ -121,12 +128,19 @@ class Generation:
         """All that still runs leaves the engine; what is on its way from there still comes."""
         if self._running and not self.is_parked:
             self.is_parked = self.lot.park(self._running)
+            if self.is_parked:
+                self._tell(self._on_left)
 
     def unpark(self) -> None:
         """It goes on where it was."""
         if self.is_parked:
             self.is_parked = False
             self.lot.unpark(self._running)
+            self._tell(self._on_back)
+
+    def _tell(self, watcher: Callable[[int], None]) -> None:
+        for seq_id in self._running:
+            watcher(seq_id - self.first_seq_id)
 
     def take(self) -> list[SequenceOutput]:
         """What came since the last call, in order."""
@@ -154,6 +168,7 @@ class Generation:
         """This is where a token enters its request; the sequence's `emitted_ids` has it already."""
         if output.finish_reason is not None:
             self._discard(output.seq_id)
+            self._on_left(output.seq_id - self.first_seq_id)
         self._outputs.append(output)
         if not self._is_announced:
             self._announce()
@@ -192,6 +207,10 @@ def _nobody() -> None:
     """Nobody reads yet, or any more."""
 
 
+def _nothing(_: int) -> None:
+    """Nobody wants to know where its sequences are."""
+
+
 @dataclass(slots=True)
 class OpenSequence:
     """All that is needed to compute a sequence again: its request and what it has emitted."""
@@ -200,6 +219,7 @@ class OpenSequence:
     generation: Generation
     emitted_ids: list[int] = field(default_factory=list)
     is_sent: bool = False  # to the engine that is connected
+    was_sent: bool = False  # to any: it was let in, and may have been in a step
     is_parked: bool = False  # to be in no engine, until its reader has caught up
     is_trusted: bool = True  # no replay has drawn one of its tokens differently
     num_faults: int = 0  # outputs that could not be right, with as many emitted as `fault_at`

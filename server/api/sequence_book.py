@@ -316,10 +316,11 @@ class SequenceBook(Lot):
 def _submission(seq: OpenSequence) -> SequenceRequest:
     """With what it has emitted but for the last token, if that is not the only one: it is drawn again and
     must be the same."""
-    seq.is_sent = True
+    is_first = not seq.was_sent
+    seq.is_sent = seq.was_sent = True
     emitted = seq.emitted_ids
     if not emitted:
-        return seq.request
+        return seq.request if is_first else replace(seq.request, max_queue_s=None)
     num_kept_back = 1 if seq.is_trusted and len(emitted) > 1 else 0
     emitted = emitted[: len(emitted) - num_kept_back]
     return replace(seq.request, emitted_ids=emitted, max_queue_s=None)  # it was in a step

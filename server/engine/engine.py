@@ -118,7 +118,7 @@ class Engine:
         MAX_WAITING in front of it."""
         refuse_strange_ids(request, self._vocab_size)
         if self._scheduler.num_waiting >= MAX_WAITING and not request.emitted_ids:
-            self._failures.append((owner, SequenceFailure(request.seq_id, "expired")))
+            self._failures.append((owner, SequenceFailure(request.seq_id, "queue_full")))
             return
         seq = self._scheduler.submit(request, owner)
         seq.submitted_s = now_s

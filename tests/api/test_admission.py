@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from server.api.admission.admission import Admission, Applicant
 from server.api.admission.key_limits import KeyLimiter
-from server.api.admission.waiting_room import Load, Ticket, WaitingRoom
+from server.api.admission.ticket import Ticket
+from server.api.admission.waiting_room import Load, WaitingRoom
 from server.api_keys import NO_LIMITS, KeyLimits
 from server.errors import RequestError
 from server.ipc.frames import EngineStats
@@ -259,12 +260,29 @@ def test_a_retry_is_spread() -> None:
     rig.measure(1000)
     for _ in range(50):
         rig.admit(tokens=1000, max_wait_s=100)
-    times = [rig.refusal(max_wait_s=30).retry_after_s or 0 for _ in range(300)]
+    times = []
+    for _ in range(300):
+        times.append(rig.refusal(max_wait_s=30).retry_after_s or 0)
+        rig.now_s += 1  # so that there is a slot for the next one
     assert {min(times), max(times)} <= {15, 16, 24, 25}
     assert len(set(times)) >= 8
     assert sum(times) / len(times) == pytest.approx(20, rel=0.05)
-    soon = {rig.refusal(max_wait_s=49.9).retry_after_s for _ in range(100)}
-    assert soon == {1}
+    rig.now_s += 60
+    assert rig.refusal(max_wait_s=49.9).retry_after_s == 1
+
+
+def test_those_who_are_refused_together_come_back_as_quickly_as_they_can_be_served() -> None:
+    rig = Rig(uniform=lambda a, b: (a + b) / 2)
+    rig.measure(1000)
+    for _ in range(200):
+        rig.admit(tokens=500, max_wait_s=100)
+    times = [rig.refusal(max_wait_s=99.5).retry_after_s or 0 for _ in range(40)]
+    assert times == sorted(times)
+    assert times[0] == 1
+    assert times[-1] == pytest.approx(40 * 0.5, rel=0.1)
+    for _ in range(1000):  # who never comes back makes others wait no longer than that
+        last = rig.refusal(max_wait_s=99.5).retry_after_s
+    assert last == 60
 
 
 def test_keys_have_limits_of_their_own() -> None:

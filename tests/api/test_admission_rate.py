@@ -242,3 +242,85 @@ def test_costs_are_never_negative() -> None:
             rate.on_stats(stats, SIZES)
             assert rate.prompt_cost_s >= 0 and rate.token_cost_s >= 0, seed
             assert rate.seconds(10, 10) <= 1e3
+
+
+def test_one_long_stall_does_not_make_the_engine_a_slow_one() -> None:
+    """A page fault, a compilation, a stopped process: nobody who is refused for it would be there to show
+    that it is over."""
+    engine, rng = Engine(), random.Random(10)
+    flood(engine, rng, 20, long_prompts=False)
+    cost_s, step_s = engine.rate.token_cost_s, engine.rate.step_s
+    engine.rng.uniform = lambda a, b: 29 / 0.005  # type: ignore[method-assign]
+    engine.step()
+    engine.rng = random.Random(10)
+    assert engine.rate.token_cost_s < 1.5 * cost_s
+    assert engine.rate.step_s < 1.5 * step_s
+    flood(engine, rng, 5, long_prompts=False)
+    assert engine.rate.token_cost_s == pytest.approx(cost_s, rel=0.2)
+
+
+def test_a_slow_step_among_the_first_ones_counts_for_little() -> None:
+    engine, rng = Engine(), random.Random(11)
+    flood(engine, rng, 0.001, long_prompts=False)
+    engine.rng.uniform = lambda a, b: 2 / 0.005  # type: ignore[method-assign]
+    engine.step()
+    engine.rng = random.Random(11)
+    assert not engine.rate.is_measured
+    flood(engine, rng, 0.6, long_prompts=False)
+    assert engine.rate.is_measured
+    assert engine.rate.token_cost_s < 2 * (TOKEN_ROW_S + STEP_S / NUM_ROWS)
+
+
+def test_an_engine_that_is_ten_times_as_slow_is_believed_in_the_end() -> None:
+    engine, rng = Engine(), random.Random(12)
+    flood(engine, rng, 20, long_prompts=False)
+    fast = engine.rate.token_cost_s
+    engine.rng.uniform = lambda a, b: 10.0  # type: ignore[method-assign]
+    flood(engine, rng, 60, long_prompts=False)
+    assert engine.rate.token_cost_s == pytest.approx(10 * fast, rel=0.25)
+
+
+def test_full_rows_tell_what_they_cost_though_nobody_waits() -> None:
+    """Where estimates are far too long nobody is let in to wait: that must not keep them so."""
+    rate = ServiceRate()
+    stats = EngineStats(*[0] * 14)._replace(num_running=NUM_ROWS)
+    for step in range(1, 200):
+        num_tokens = NUM_ROWS * step
+        stats = stats._replace(
+            num_steps=step,
+            num_step_tokens=num_tokens,
+            num_generated_tokens=num_tokens,
+            busy_s=0.01 * step,
+        )
+        rate.on_stats(stats, SIZES)
+    assert rate.is_measured
+    assert rate.token_cost_s == pytest.approx(0.01 / NUM_ROWS)
+
+
+def test_rows_full_of_those_who_sit_out_for_their_grammar_are_full() -> None:
+    """All rows are taken and others wait, but few are in each step."""
+    rate = ServiceRate()
+    stats = EngineStats(*[0] * 14)._replace(num_running=NUM_ROWS, num_waiting=50)
+    for step in range(1, 200):
+        stats = stats._replace(
+            num_steps=step,
+            num_step_tokens=9 * step,
+            num_generated_tokens=9 * step,
+            busy_s=0.01 * step,
+        )
+        rate.on_stats(stats, SIZES)
+    assert rate.is_measured
+
+
+def test_what_the_cache_held_long_ago_is_forgotten() -> None:
+    """A million prompts of which nearly all was found; then others."""
+    rate, stats = ServiceRate(), EngineStats(*[0] * 14)
+    for queries, hits in ((10**8, 99 * 10**6), (10**6, 0)):
+        for _ in range(100):
+            stats = stats._replace(
+                num_steps=stats.num_steps + 1,
+                num_cache_queries=stats.num_cache_queries + queries // 100,
+                num_cache_hits=stats.num_cache_hits + hits // 100,
+            )
+            rate.on_stats(stats, SIZES)
+        assert rate.computed_share == pytest.approx(1 - hits / queries, abs=0.02)

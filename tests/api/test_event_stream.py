@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.api.admission.ticket import Place
 from server.api.engine_client import EngineClient
 from server.api.generation import Generation, Turn
 from server.api.http.http_protocol import BodyWriter
@@ -67,7 +68,7 @@ class Rig:
         self._begun: set[int] = set()
 
     @classmethod
-    async def make(cls, **fields: Any) -> Rig:
+    async def make(cls, places: Sequence[Place] = (), **fields: Any) -> Rig:
         body = {"prompt": "ab", "max_tokens": 200, "stream": True, **fields}
         planned = await plan(parse_completion(json.dumps(body).encode()), TOKENIZER, INFO)
         turn = Turn()
@@ -76,7 +77,8 @@ class Rig:
         prompts = [view.prompt(prompt_ids) for prompt_ids in planned.prompts]
         choices = [view.choice(prompt) for prompt in prompts for _ in range(planned.n)]
         metrics = Metrics("m", EngineClient("nowhere"))
-        timers = [SequenceTimer(metrics, 0.0) for _ in choices]
+        each = places or [None] * len(choices)
+        timers = [SequenceTimer(metrics, 0.0, place) for place in each]
         head = Head("cmpl-1", 1, "m", "fp", 1)
         run = Run(planned, head, generation, choices, timers, prompts)
         return cls(run, planned.params.logprobs, turn)

@@ -13,8 +13,18 @@ from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
 
 # all others are 400
-STATUS = {"internal": 500, "not_finite": 500, "engine_crash": 500, "expired": 503}
-CODES = {"internal": None, "expired": "queue_timeout"}  # of all others: the kind
+STATUS = {
+    "internal": 500,
+    "not_finite": 500,
+    "engine_crash": 500,
+    "expired": 503,
+    "queue_full": 503,
+}
+CODES = {
+    "internal": None,
+    "expired": "queue_timeout",
+    "queue_full": "server_overloaded",
+}  # of all others: the kind
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

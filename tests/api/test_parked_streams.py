@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from server.api.admission.service_rate import ServiceRate
+from server.api.admission.ticket import Ticket
+from server.api.admission.waiting_room import NOTHING, Load, WaitingRoom
 from server.api.generation import Lot
 from server.api.parking import PARK_ABOVE_BYTES, output_bytes
 from server.api.reply import event_stream
@@ -247,5 +250,37 @@ def test_one_that_reads_a_byte_now_and_then_never_stays_while_it_is_behind() -> 
         assert notes.calls[:3] == ["park [100]", "unpark [100]", "park [100]"]
         assert most < PARK_ABOVE_BYTES + high
         rig.stream.close()
+
+    in_loop(scenario)
+
+
+def test_a_place_counts_only_while_its_sequence_is_in_an_engine() -> None:
+    """Parked, or at its end with text that its reader has not taken: nobody waits for its row."""
+
+    async def scenario() -> None:
+        room = WaitingRoom()
+        loads = [Load(1, 2, 200)] * 3
+        room.enter("ann", Load(3, 6, 600))
+        ticket = Ticket(room, "ann", 2, loads, ServiceRate(), lambda _: None)
+        rig, notes = await make(n=3, places=ticket.places)
+        rig.deliver(97, 0)
+        await asyncio.sleep(0)
+        assert (room.num_open, len(room.running), room.total.num_sequences) == (3, 1, 2)
+        pause(rig)
+        await notes.next()
+        assert (room.num_open, len(room.running), room.total) == (0, 0, NOTHING)
+        rig.deliver(98, 1, is_last=True)  # it was on its way
+        resume(rig)
+        await asyncio.sleep(0)
+        assert notes.calls[1:] == ["unpark [100, 102]"]
+        assert (room.num_open, len(room.running), room.total.num_sequences) == (2, 1, 1)
+        rig.deliver(98, 2)
+        await asyncio.sleep(0)
+        rig.body.is_paused = True
+        rig.deliver(99, 0, is_last=True)
+        assert (room.num_open, len(room.running), room.total) == (1, 1, NOTHING)
+        rig.stream.close()
+        rig.run.end()
+        assert (room.num_open, len(room.running), room.total) == (0, 0, NOTHING)
 
     in_loop(scenario)

@@ -51,6 +51,22 @@ def test_a_replay_keeps_the_last_token_back_unless_it_is_the_only_one() -> None:
     }
 
 
+@pytest.mark.parametrize("is_death", [True, False])
+def test_what_was_let_in_once_does_not_expire_for_an_engine_that_is_gone(is_death: bool) -> None:
+    """Perhaps its prompt was half computed: it goes behind all that comes back, however long it may wait."""
+    rig = BookRig()
+    params = SamplingParams(max_tokens=4, seed=1)
+    rig.book.add([SequenceRequest(0, [1, 2], 0, params, max_queue_s=5.0)])
+
+    def longest() -> list[float | None]:
+        frames = [frame for frame in rig.frames() if isinstance(frame, Submit)]
+        return [request.max_queue_s for frame in frames for request in frame.sequences]
+
+    assert longest() == [5.0]
+    rig.die(0) if is_death else rig.reconnect()
+    assert longest() == [None]
+
+
 def test_a_replay_goes_in_frames_of_a_quarter_of_a_mebibyte() -> None:
     rig = BookRig()
     for index in range(12):

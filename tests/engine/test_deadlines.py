@@ -113,7 +113,7 @@ def test_a_queue_that_is_too_long_takes_nobody_but_replays(monkeypatch: pytest.M
     rig.texts[0, 5].token_ids = [4]
     rig.texts[0, 5].first = object()  # type: ignore[assignment]
     rig.run()
-    assert [rig.text(i).failure for i in range(6)] == [None] * 3 + ["expired"] * 2 + [None]
+    assert [rig.text(i).failure for i in range(6)] == [None] * 3 + ["queue_full"] * 2 + [None]
 
 
 def test_the_counts_of_what_is_to_be_done_follow_every_step(world: World) -> None:

@@ -5,7 +5,6 @@ timers are calls of the clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -93,9 +92,7 @@ class ApiProcess:
 
     def start(self, plan: Plan, tenant: str, max_queue_s: float | None) -> Run | None:
         """None: it is refused, because it is known to stop engines."""
-        requests = [
-            replace(request, tenant=tenant, max_queue_s=max_queue_s) for request in plan.requests()
-        ]
+        requests = plan.requests(tenant, max_queue_s)
         if any(self.quarantine.holds(request, self._clock.now_s) for request in requests):
             return None
         head = Head("cmpl-0", 0, "fake", "fp_fake", plan.seed)

@@ -3,7 +3,8 @@ he may a 503, and everybody else a ticket. Pure but for the clock, which is an a
 
 A request's wait is that of the work in front of it, at the costs that were measured. The engine shares its
 time evenly between keys, so a key waits for its own work, times the keys that wait, and never for more
-than all there is: the backlog of one key delays no other, and is refused to nobody else.
+than all there is: the backlog of one key delays no other, and is refused to nobody else. Of its own work a
+request waits for what has its priority or a better one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from server.api.admission.best_priorities import DEFAULT, BestPriorities
 from server.api.admission.key_limits import KeyLimiter, Standing
 from server.api.admission.overload_watch import OverloadWatch
+from server.api.admission.return_slots import ReturnSlots
 from server.api.admission.service_rate import ServiceRate, Sizes
-from server.api.admission.waiting_room import NOTHING, Load, Ticket, WaitingRoom
+from server.api.admission.ticket import Ticket
+from server.api.admission.waiting_room import NOTHING, Load, WaitingRoom
 from server.api.failures import failure_error
 from server.errors import RequestError
 from server.ipc.frames import EngineInfo, EngineStats
@@ -35,10 +39,16 @@ class Applicant:
 
     tenant: str  # the name of its API key; "" where there are none
     arrived_s: float
-    max_wait_s: float  # from its arrival to its first step
+    max_wait_s: float  # to its first step
+    is_hurried: bool = False  # its client says so: also an engine that is away must be back by then
+    waits_since_s: float | None = None  # None: since its arrival
 
     def left_s(self, now_s: float) -> float:
-        return self.max_wait_s - (now_s - self.arrived_s)
+        since_s = self.arrived_s if self.waits_since_s is None else self.waits_since_s
+        return self.max_wait_s - (now_s - since_s)
+
+    def waiting_since(self, now_s: float) -> Applicant:
+        return replace(self, waits_since_s=now_s)
 
 
 class Estimate(NamedTuple):
@@ -90,6 +100,8 @@ class Admission:
         self._sizes = Sizes(1, 1)
         self._stats: EngineStats | None = None
         self._strange = _LowestOfLate()
+        self._best_priorities = BestPriorities()
+        self._slots = ReturnSlots()
 
     def on_stats(self, stats: EngineStats, info: EngineInfo) -> None:
         """A frame has come; to be called for each."""
@@ -107,18 +119,18 @@ class Admission:
         self._strange = _LowestOfLate()
         self.rate.on_lost()
 
-    def estimate(self, tenant: str) -> Estimate:
+    def estimate(self, tenant: str, priority: int = DEFAULT) -> Estimate:
         """Of a request that comes now. Nothing before there were ever more sequences than rows."""
         room, rate = self.room, self.rate
         if not rate.is_measured or self._has_row_for_all():
             return Estimate(0.0, False)
-        all_s = self._wait_s(room.total) + self._strange.lowest * rate.mean_cost_s
+        passed = room.passed_by(tenant, priority)
+        all_s = self._wait_s(room.total.minus(passed)) + self._strange.lowest * rate.mean_cost_s
         if not tenant or room.is_alone(tenant):
             return Estimate(all_s, False)
         num_tenants = room.num_tenants_with(tenant)
-        own = room.of(
-            tenant
-        )  # for which the engine takes rows from those who have more than their share
+        # for which the engine takes rows from those who have more than their share
+        own = room.of(tenant).minus(passed)
         share_s = num_tenants * rate.seconds(own.num_prompt_tokens, own.max_tokens)
         return Estimate(min(all_s, share_s), num_tenants > 1 and share_s > all_s)
 
@@ -138,16 +150,27 @@ class Admission:
             num_open = max(num_open, stats.num_running)
         return num_open < self._sizes.num_rows
 
-    def check(self, who: Applicant, load: Load = NOTHING, num_charged: int = 0) -> None:
+    def check(
+        self,
+        who: Applicant,
+        load: Load = NOTHING,
+        num_charged: int = 0,
+        priority: int | None = None,
+    ) -> None:
         """Raises RequestError where it would be refused. Takes nothing: what is not known of it yet may be
-        left out, or estimated. `num_charged`: of its key's tokens, prompts counted once."""
+        left out, or estimated. `num_charged`: of its key's tokens, prompts counted once. `priority`: None
+        where it is not known, and may be the best that was seen."""
         now_s = self._clock()
+        if priority is None:
+            priority = self._best_priorities.of(who.tenant, now_s)
+        else:
+            self._best_priorities.add(who.tenant, priority, now_s)
         shortage = self._limiter.shortage(who.tenant, num_charged, now_s)
         if shortage is not None:
             message = f"This API key is over its limit of {shortage.what}."
             raise self._over_limit(message, shortage.wait_s)
         left_s = self.left_s(who)
-        estimate = self.estimate(who.tenant)
+        estimate = self.estimate(who.tenant, priority)
         if estimate.wait_s > left_s:
             wait_s = estimate.wait_s - left_s
             raise self._over_share(wait_s) if estimate.is_own_doing else self._overloaded(wait_s)
@@ -156,19 +179,26 @@ class Admission:
             wait_s = estimate.wait_s
             raise self._over_share(wait_s) if has_some else self._overloaded(wait_s)
 
-    def admit(self, who: Applicant, loads: Sequence[Load], num_prompt_tokens: int) -> Ticket:
+    def admit(
+        self,
+        who: Applicant,
+        loads: Sequence[Load],
+        num_prompt_tokens: int,
+        priority: int = DEFAULT,
+    ) -> Ticket:
         """`loads`: of its sequences, in order; `num_prompt_tokens`: each prompt once. Raises RequestError.
         Every place of the ticket must be ended, or the ticket cancelled."""
         total = Load(*map(sum, zip(*loads, strict=True)))
         num_charged = num_prompt_tokens + total.max_tokens
-        self.check(who, total, num_charged)
+        self.check(who, total, num_charged, priority)
         self._limiter.open(who.tenant, num_charged, self._clock())
-        self.room.enter(who.tenant, total)
+        self.room.enter(who.tenant, total, priority)
+        self._slots.on_admitted(self.rate.seconds(total.num_prompt_tokens, total.max_tokens))
 
         def close(num_used: int) -> None:
             self._limiter.close(who.tenant, num_charged - num_used, self._clock())
 
-        return Ticket(self.room, who.tenant, num_prompt_tokens, loads, self.rate, close)
+        return Ticket(self.room, who.tenant, num_prompt_tokens, loads, self.rate, close, priority)
 
     def left_s(self, who: Applicant) -> float:
         """How long it may wait from now on. Raises RequestError where that is over."""
@@ -183,8 +213,22 @@ class Admission:
     def is_overloaded(self) -> bool:
         """For a probe: requests are being refused for what waits here."""
         self._watched_s = self._clock()
-        pressure = max(self.estimate("").wait_s / self.max_queue_s, self.room.fill)
+        pressure = max(self.shortest_wait_s() / self.max_queue_s, self.room.fill)
         return self._watch.update(pressure, self._watched_s)
+
+    def shortest_wait_s(self) -> float:
+        """Of those who come now, that of the one who waits least. While one key alone has its requests wait,
+        those of all others are begun at once."""
+        waiting = self.room.waiting
+        if "" in waiting or not waiting:
+            return self.estimate("").wait_s
+        if len(waiting) == 1:
+            return 0.0
+        return self.estimate(min(waiting, key=self._own_work_s)).wait_s
+
+    def _own_work_s(self, tenant: str) -> float:
+        own = self.room.of(tenant)
+        return self.rate.seconds(own.num_prompt_tokens, own.max_tokens)
 
     def timeout(self) -> RequestError:
         """It has waited for as long as it may."""
@@ -198,7 +242,7 @@ class Admission:
             "The server has more work than it can begin in the time that this request may wait.",
             code="server_overloaded",
             status=503,
-            retry_after_s=self._jittered(wait_s),
+            retry_after_s=self._jittered(self._slots.take(wait_s, self._clock())),
         )
 
     def _over_share(self, wait_s: float) -> RequestError:

@@ -3,20 +3,27 @@
 The engine tells how long it was in steps. While sequences wait its steps are full: so that time is what
 their rows took. A prompt's row and a generated one cost differently; both costs are fitted by least squares
 over the last seconds of such time, each sample weighted by 1 / rows: for rows of one kind it is time / rows.
+A sample that took far longer than foreseen counts for little more than that: a stall is not a rate.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import NamedTuple
 
 from server.ipc.frames import EngineStats
 
 _MEMORY_S = 5.0  # of busy time: what lies so far back counts 1/e
 _SAMPLE_S = 0.1  # of busy time: frames are put together to so much
-_MEASURED_S = 0.5  # of busy time: less tells nothing, as a single slow step may be in it
+_MEASURED = 5  # samples: fewer tell nothing, as a single slow step may be in them
+_MAX_SURPRISE = (
+    4.0  # times what was foreseen; an engine that stays slower is believed after a few samples
+)
 _MEMORY_TOKENS = 20_000.0  # promised to ended sequences: the same, of how much of it they used
+_MEMORY_PROMPT_TOKENS = 100_000.0  # looked up: the same, of how many were found in the cache
 _BUSY_SHARE = 0.5  # of blocks in use, or of rows in each step: who waits may wait for a grammar
+_ALL_ROWS = 0.9  # taken: one that ended in a step is replaced in the next
 _RIDGE = 1e-3  # pulls both costs to their common mean where the samples cannot tell them apart
 
 
@@ -33,8 +40,27 @@ class _Sample(NamedTuple):
     prompt_rows: int
     generated: int
 
+    @property
+    def num_rows(self) -> int:
+        return self.prompt_rows + self.generated
+
 
 _NOTHING = _Sample(0.0, 0, 0, 0)
+
+
+class _Share:
+    """Of what was counted lately; what lies `memory` back counts 1/e."""
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self._whole = self._part = 0.0
+
+    def add(self, part: float, whole: float) -> float:
+        """Returns the share; there is one once anything was counted."""
+        keep = math.exp(-whole / self._memory)
+        self._whole = self._whole * keep + whole
+        self._part = self._part * keep + part
+        return self._part / self._whole
 
 
 class ServiceRate:
@@ -50,16 +76,16 @@ class ServiceRate:
         self.computed_share = 1.0  # of prompt tokens that are not found in the cache
         self._last: EngineStats | None = None
         self._pending = _NOTHING  # of the sample so far
-        self._measured_s = 0.0
+        self._early: list[_Sample] = []  # until they are enough
         self._busy_s = 0.0  # this and the next with memory
         self._busy_steps = 0.0
         self._sums = (0.0,) * 5  # pp, pg, gg, pt, gt of the samples
-        self._promised = 0.0
-        self._used = 0.0
+        self._used = _Share(_MEMORY_TOKENS)
+        self._found = _Share(_MEMORY_PROMPT_TOKENS)
 
     @property
     def is_measured(self) -> bool:
-        return self._measured_s >= _MEASURED_S
+        return self.mean_cost_s > 0
 
     def on_stats(self, stats: EngineStats, sizes: Sizes) -> None:
         last, self._last = self._last, stats
@@ -69,9 +95,11 @@ class ServiceRate:
         self.num_steps += num_steps
         num_generated = stats.num_generated_tokens - last.num_generated_tokens
         num_rows = stats.num_step_tokens - last.num_step_tokens
-        if not (last.num_waiting and stats.num_waiting):
-            return
-        if not _is_full(stats, num_rows / num_steps, sizes):
+        num_looked_up = stats.num_cache_queries - last.num_cache_queries
+        if num_looked_up > 0:
+            num_found = stats.num_cache_hits - last.num_cache_hits
+            self.computed_share = 1 - self._found.add(num_found, num_looked_up)
+        if not _is_full(last, stats, num_rows / num_steps, sizes):
             return
         seconds, steps, prompt_rows, generated = self._pending
         self._pending = _Sample(
@@ -81,10 +109,8 @@ class ServiceRate:
             generated + num_generated,
         )
         if self._pending.seconds >= _SAMPLE_S:
-            self._fit(self._pending)
+            self._take(self._pending)
             self._pending = _NOTHING
-            if stats.num_cache_queries:
-                self.computed_share = 1 - stats.num_cache_hits / stats.num_cache_queries
 
     def on_lost(self) -> None:
         """The next engine counts from 0; what this one was seen to do is the best guess at it."""
@@ -93,22 +119,32 @@ class ServiceRate:
 
     def on_finish(self, num_tokens: int, max_tokens: int) -> None:
         """A sequence has ended by itself."""
-        keep = math.exp(-max_tokens / _MEMORY_TOKENS)
-        self._promised = self._promised * keep + max_tokens
-        self._used = self._used * keep + num_tokens
-        if self._promised:
-            self.used_share = self._used / self._promised
+        if max_tokens:
+            self.used_share = self._used.add(num_tokens, max_tokens)
 
     def seconds(self, num_prompt_tokens: int, max_tokens: int) -> float:
         """What so much will take; to be relied on once it is measured."""
         prompts_s = num_prompt_tokens * self.computed_share * self.prompt_cost_s
         return prompts_s + max_tokens * self.used_share * self.token_cost_s
 
+    def _take(self, sample: _Sample) -> None:
+        """Of the first ones the median tells what is usual."""
+        if not sample.num_rows:
+            return
+        if self.is_measured:
+            prompts_s = sample.prompt_rows * self.prompt_cost_s
+            foreseen_s = prompts_s + sample.generated * self.token_cost_s
+            self._fit(_at_most(sample, max(foreseen_s, sample.num_rows * self.mean_cost_s)))
+            return
+        self._early.append(sample)
+        if len(self._early) == _MEASURED:
+            early, self._early = self._early, []
+            usual_s = statistics.median(each.seconds / each.num_rows for each in early)
+            for each in early:
+                self._fit(_at_most(each, each.num_rows * usual_s))
+
     def _fit(self, sample: _Sample) -> None:
         t, num_steps, prompt_rows, generated = sample
-        if not prompt_rows + generated:
-            return
-        self._measured_s += t
         keep = math.exp(-t / _MEMORY_S)
         self._busy_s = keep * self._busy_s + t
         self._busy_steps = keep * self._busy_steps + num_steps
@@ -133,8 +169,15 @@ class ServiceRate:
         self.prompt_cost_s, self.token_cost_s, self.mean_cost_s = prompt_cost, token_cost, mean
 
 
-def _is_full(stats: EngineStats, rows_per_step: float, sizes: Sizes) -> bool:
-    return (
+def _at_most(sample: _Sample, foreseen_s: float) -> _Sample:
+    return sample._replace(seconds=min(sample.seconds, _MAX_SURPRISE * foreseen_s))
+
+
+def _is_full(last: EngineStats, stats: EngineStats, rows_per_step: float, sizes: Sizes) -> bool:
+    """All rows are taken, though some of them may sit out for a grammar; or others wait, and not for one."""
+    if min(last.num_running, stats.num_running) >= _ALL_ROWS * sizes.num_rows:
+        return True
+    return bool(last.num_waiting and stats.num_waiting) and (
         rows_per_step >= _BUSY_SHARE * sizes.num_rows
         or stats.num_used_blocks >= _BUSY_SHARE * sizes.num_blocks
     )

@@ -3,9 +3,11 @@ ends with it. Knows no text and no engine."""
 
 from __future__ import annotations
 
-from server.api.admission.waiting_room import Place
+from server.api.admission.ticket import Place
 from server.api.metrics.metrics import Metrics
 from server.sequence import FailureKind, FirstOutput
+
+_REJECTIONS: dict[FailureKind, str] = {"expired": "queue_timeout", "queue_full": "overloaded"}
 
 
 class SequenceTimer:
@@ -53,6 +55,16 @@ class SequenceTimer:
             self._last_token_at = now
             self._num_tokens += num_tokens
 
+    def on_left(self) -> None:
+        """It is in no engine any more, though its reader may not know: it takes no row from anybody."""
+        if self._place is not None:
+            self._place.park()
+
+    def on_back(self) -> None:
+        """Its reader has caught up, and it goes on."""
+        if self._place is not None:
+            self._place.unpark()
+
     def on_end(self, reason: str, now: float) -> None:
         """To be called after its last tokens."""
         metrics, num_tokens = self._metrics, self._num_tokens
@@ -71,8 +83,9 @@ class SequenceTimer:
     def on_failure(self, kind: FailureKind) -> None:
         """It ended by a fault."""
         self._metrics.on_failure(kind)
-        if kind == "expired" and self._place is not None and self._place.expire():
-            self._metrics.on_rejection("queue_timeout")
+        reason = _REJECTIONS.get(kind)
+        if reason is not None and self._place is not None and self._place.refuse():
+            self._metrics.on_rejection(reason)
         self._end_early("error")
 
     def on_abort(self) -> None:

@@ -46,6 +46,7 @@ class Run:
         self._awaits_prompts = has_echoes and plan.n > 1
         # of choices that were ahead of their prompt's first one
         self._held: list[SequenceOutput] = []
+        generation.watch_engine(self._on_left, self._on_back)
         if plan.prompt_logprobs is not None:
             generation.read_prompts_by(self._add_prompt_logprobs)
 
@@ -118,6 +119,12 @@ class Run:
         if self._first_token_at is None:
             self._first_token_at = now
             self._queue_s = first.queue_s
+
+    def _on_left(self, index: int) -> None:
+        self._timers[index].on_left()
+
+    def _on_back(self, index: int) -> None:
+        self._timers[index].on_back()
 
     def _add_prompt_logprobs(self, index: int, chunk: PromptLogprobs) -> None:
         self.prompts[index // self.plan.n].view.logprobs.add(chunk)

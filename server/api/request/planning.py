@@ -75,7 +75,8 @@ class Plan:
         return sum(map(len, self.prompts))
 
     def requests(self, tenant: str = "", max_queue_s: float | None = None) -> list[SequenceRequest]:
-        """Choice c of prompt p has the seq_id p * n + c. `tenant`: the name of the client's API key."""
+        """Choice c of prompt p has the seq_id p * n + c. `tenant`: the name of the client's API key.
+        `max_queue_s` is until the first of them begins: there may be more than the engine has rows."""
         first = replace(self.params, prompt_logprobs=self.prompt_logprobs)
         return [
             SequenceRequest(
@@ -86,7 +87,7 @@ class Plan:
                 cache_salt=self.request.cache_salt or "",
                 priority=self.request.priority or 0,
                 tenant=tenant,
-                max_queue_s=max_queue_s,
+                max_queue_s=None if p or choice else max_queue_s,
                 grammar=self.grammar,
             )
             for p, prompt_ids in enumerate(self.prompts)

@@ -54,7 +54,7 @@ class AdmissionDoor:
         wanted_s = request_timeout_s(timeouts)
         longest_s = self._admission.max_queue_s
         max_wait_s = longest_s if wanted_s is None else min(longest_s, wanted_s)
-        who = Applicant(tenant, time.monotonic(), max_wait_s)
+        who = Applicant(tenant, time.monotonic(), max_wait_s, is_hurried=wanted_s is not None)
         scope[APPLICANT] = who
         if not may_be_repeat:
             self._admission.check(who)

@@ -6,6 +6,7 @@ body is read; before its prompts are tokenised; and when it is submitted. Only t
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Awaitable
@@ -70,6 +71,8 @@ class CompletionsRoute:
         has_ids = _asks_for_ids(request)
         value = idempotency_value(request.headers.getlist(HEADER))
         body = await read_json_body(request)
+        # its turn is nothing that it could wait for before
+        who = who.waiting_since(time.monotonic())
         if value is None:
             keeper = Keeper(self._kept, who.tenant, None)
             return await self._respond(body, who, keeper, has_ids=has_ids)
@@ -91,7 +94,9 @@ class CompletionsRoute:
         if has_ids and not parsed.stream:
             raise needs_stream()
         info = await self._ready_info(who)
-        self._admission.check(who, *_guess(parsed, info))
+        if not who.is_hurried:  # an engine that starts again is no queue
+            who = who.waiting_since(time.monotonic())
+        self._admission.check(who, *_guess(parsed, info), parsed.priority or 0)
         planned = await plan(parsed, self._tokenizer, info)
         has_ids = has_ids or bool(planned.options.resumable)
 
@@ -104,7 +109,8 @@ class CompletionsRoute:
 
     async def _start(self, planned: Plan, info: EngineInfo, who: Applicant) -> Run:
         """Submits. From here on somebody must read the run, and end it."""
-        ticket = self._admission.admit(who, _loads(planned), planned.num_prompt_tokens)
+        priority = planned.request.priority or 0
+        ticket = self._admission.admit(who, _loads(planned), planned.num_prompt_tokens, priority)
         places = ticket.places
         try:
             view = RequestView(planned.request, self._tokenizer, self._names)
@@ -119,11 +125,13 @@ class CompletionsRoute:
         return Run(planned, head, generation, choices, timers, prompts)
 
     async def _ready_info(self, who: Applicant) -> EngineInfo:
-        """What it waits here counts."""
+        """What it waits here counts where its client is in a hurry."""
+        max_wait_s = self._admission.left_s(who) if who.is_hurried else math.inf
         try:
-            return await self._engine.ready_info(self._admission.left_s(who))
+            return await self._engine.ready_info(max_wait_s)
         except EngineGoneError:
-            self._admission.left_s(who)
+            if who.is_hurried:
+                self._admission.left_s(who)
             self._metrics.on_rejection("engine_gone")
             raise
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from server.board import Board
+from server.budget import Part
 from server.config import EngineConfig
 from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine_memory import queue_parts
 from server.errors import ModelError
 from server.grammar.client import GrammarClient
 from server.grammar.seam import GrammarMasks
@@ -26,6 +28,7 @@ class Assembled(NamedTuple):
     engine: Engine
     grammars: GrammarClient | None  # None: the model has no end token, so no grammar could end
     info: EngineInfo
+    parts: tuple[Part, ...]  # the process's memory budget
     lines: list[str]  # what was chosen and why, for people
 
 
@@ -44,7 +47,8 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = N
     manifest = config.model_manifest
     grammars = GrammarClient(config.model, vocab_size, manifest=manifest) if has_end else None
     engine = engine_of(loaded, gaps, grammars, board)
-    return Assembled(engine, grammars, _info(loaded), loaded.lines)
+    parts = (*loaded.parts, *queue_parts(has_grammars=has_end))
+    return Assembled(engine, grammars, _info(loaded, parts), parts, loaded.lines)
 
 
 def engine_of(
@@ -70,7 +74,7 @@ def engine_of(
     )
 
 
-def _info(loaded: LoadedRunner) -> EngineInfo:
+def _info(loaded: LoadedRunner, parts: Sequence[Part]) -> EngineInfo:
     return EngineInfo(
         max_model_len=loaded.limits.max_model_len,
         vocab_size=loaded.vocab_size,
@@ -81,4 +85,5 @@ def _info(loaded: LoadedRunner) -> EngineInfo:
         dtype=loaded.config.dtype,
         system_fingerprint=loaded.system_fingerprint,
         num_not_finite_tensors=loaded.num_not_finite_tensors,
+        memory_limits={part.name: part.max_bytes for part in parts},
     )

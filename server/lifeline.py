@@ -19,6 +19,7 @@ import threading
 from typing import Any, NoReturn
 
 MAX_TOLD_BYTES = 160_000  # Linux gives a socket a buffer of 212,992 bytes
+MAX_SAID_BYTES = 64 << 10  # of a child's lines at one time; who says more is listened to no longer
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -101,13 +102,16 @@ class ChildLink:
         try:
             while chunk := self._socket.recv(65536):
                 self._received += chunk
+                if len(self._received) > MAX_SAID_BYTES:
+                    self._received = self._received[: self._received.rfind(b"\n") + 1]
+                    break
             is_open = False
         except BlockingIOError:
             pass
         except ConnectionResetError:
             is_open = False
         *lines, self._received = self._received.split(b"\n")
-        return [json.loads(line) for line in lines], is_open
+        return [message for line in lines if (message := _message(line))], is_open
 
     def abandon(self) -> None:
         """There is no child."""
@@ -116,3 +120,12 @@ class ChildLink:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """Empty where a child says what is none: it is no reason for its supervisor to die, too."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}

@@ -54,7 +54,9 @@ def _serve_config(fields: dict[str, Any]) -> ServeConfig:
 def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:
     gc.disable()  # until all is loaded: importing torch alone would start dozens of collections
     from server.assembly import assemble
+    from server.budget import table
     from server.engine.loop import EngineLoop
+    from server.engine_memory import EngineMemory
     from server.ipc.server import EngineServer
     from server.model_files import ModelFiles
     from server.tokenizer import load_tokenizer
@@ -67,14 +69,15 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     assembled = assemble(config.engine, load_tokenizer(files), board)
     del files
     notice.cancel()
-    for line in assembled.lines:
+    for line in (*assembled.lines, "memory, at most:", *table(assembled.parts)):
         _log.info("%s", line)
     server = EngineServer(
         _engine_socket(told), assembled.info, engine=told["life"], deaths=_deaths(told)
     )
     if assembled.grammars is not None:
         server.watch(assembled.grammars.fileno())
-    loop = EngineLoop(assembled.engine, server, board=board)
+    memory = EngineMemory(assembled.info, assembled.engine, server, assembled.grammars)
+    loop = EngineLoop(assembled.engine, server, board=board, memory=memory.held)
     gc.freeze()  # what is loaded stays: no collection walks it between two steps
     # A step of 256 sequences makes 700 short-lived tuples and lists: at the default threshold of 700
     # every step paid for a collection, 45 us.

@@ -281,6 +281,23 @@ def test_a_new_child_is_told_of_thousands_of_suspects() -> None:
             assert len(json.loads(lines.readline())["deaths"][0][3]) == 8000
 
 
+@pytest.mark.parametrize("data", [b"x" * 3_000_000, b"\n" * 3_000_000])
+def test_a_child_that_does_not_stop_talking_is_listened_to_no_longer(data: bytes) -> None:
+    """What it said before is taken."""
+    link = ChildLink()
+    with contextlib.closing(link):
+        child_end = link.child_end.dup()
+        link.tell({})
+        with contextlib.closing(child_end):
+            child_end.setblocking(False)
+            child_end.sendall(b'{"ready": true}\n')
+            with contextlib.suppress(BlockingIOError):
+                child_end.sendall(data)
+            messages, is_open = link.drain()
+    assert messages == [{"ready": True}]
+    assert not is_open
+
+
 def test_orphans_of_others_are_reaped(supervised, tmp_path) -> None:
     it = start(supervised, tmp_path, "orphan-maker")
     it.wait_ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -27,8 +27,16 @@ from server.api.http.limit_headers import LimitHeaders
 from server.api.http.request_id import RequestIdMiddleware
 from server.api.http.request_log import RequestLogMiddleware
 from server.api.http.slow_readers import STATE, SlowReaders
+from server.api.kept.idempotency import Idempotency
 from server.api.kept.kept_runs import KeptRuns
-from server.api.metrics.metrics import Metrics, Queue
+from server.api.memory_budget import (
+    KEPT_BYTES,
+    watch_counts,
+    watch_door,
+    watch_engine,
+    watch_kept,
+)
+from server.api.metrics.metrics import Metrics
 from server.api.routes.admission_door import AdmissionDoor
 from server.api.routes.completions import CompletionsRoute
 from server.api.routes.health import Progress, health_router
@@ -41,8 +49,6 @@ from server.config import EngineConfig
 from server.tokenizer import Tokenizer
 
 _SWEEP_S = 1.0  # how late a kept run may be forgotten
-# Measured: 2.2 KB of objects for a stream, 2.6 KB for a reply, 1 KB for the entry of an Idempotency-Key.
-_KEPT_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,13 @@ def create_app(
     progress: Progress | None = None,
     resume_bytes: int = 64 << 20,
     max_queue_s: float = 30.0,
+    on_budget: Callable[[list[str]], None] = lambda _: None,
 ) -> ASGIApp:
     """Holds the connection to the engine from the app's start-up to its shutdown. `resume_bytes`: for
-    streams and replies that can be read again. `max_queue_s`: how long a request may wait for its turn."""
+    streams and replies that can be read again. `max_queue_s`: how long a request may wait for its turn.
+    `on_budget` is given the table of what the process may hold."""
     metrics = Metrics(model_name, engine, engine_config)
-    kept = KeptRuns(resume_bytes, bytes_each=_KEPT_BYTES)
-    metrics.watch(Queue("kept_runs", lambda: kept.num_bytes, kept.max_bytes))
-    metrics.watch(Queue("unread_outputs", lambda: engine.unread.num_bytes, engine.unread.max_bytes))
+    kept = KeptRuns(resume_bytes, bytes_each=KEPT_BYTES)
     metrics.watch_streams(lambda: kept.num_streams)
     slow_readers = SlowReaders()
     metrics.watch_slow_readers(lambda: slow_readers.num_closed)
@@ -84,7 +90,15 @@ def create_app(
     metrics.watch_connections(connections)
     admission = _admission(engine, metrics, doors.keys, max_queue_s)
     app = _app(engine, kept, slow_readers)
-    completions = CompletionsRoute(tokenizer, model_name, engine, metrics, kept, admission)
+    idempotency = Idempotency()
+    completions = CompletionsRoute(
+        tokenizer, model_name, engine, metrics, kept, admission, idempotency
+    )
+    watch_door(metrics, connections, slow_readers)
+    watch_engine(metrics, engine, admission.open_requests)
+    watch_kept(metrics, kept)
+    watch_counts(metrics, idempotency, connections, kept, admission.open_requests)
+    on_budget(metrics.budget.lines())
     app.add_api_route("/v1/completions", completions.__call__, methods=["POST"])
     app.include_router(resume_router(kept, metrics))
     app.include_router(models_router(model_name, engine))

@@ -20,8 +20,9 @@ from server.api.generation import Generation, Turn, UnreadOutputs
 from server.api.quarantine import Quarantine
 from server.api.sequence_book import SequenceBook
 from server.errors import EngineGoneError, ProtocolError
-from server.ipc.client import HIGH_WATER_BYTES, EngineLink
+from server.ipc.client import MAX_UNSENT_BYTES, EngineLink
 from server.ipc.frames import EngineInfo, EngineStats, StepOutput, ToApi, Welcome
+from server.ipc.wire import FrameReader
 from server.sequence import SequenceRequest
 
 # An engine is back within 3 s: clients that do not retry should not notice.
@@ -43,7 +44,8 @@ class EngineClient:
     """Submits, routes and aborts. Reconnects by itself while `run` runs, and then has all that is
     open computed again."""
 
-    max_unsent_bytes = HIGH_WATER_BYTES
+    max_unsent_bytes = MAX_UNSENT_BYTES
+    max_received_bytes = FrameReader.max_bytes
 
     def __init__(self, socket_path: str) -> None:
         self._link = EngineLink(socket_path, self._on_frame, self._on_lost, self._on_writable)
@@ -54,6 +56,7 @@ class EngineClient:
         self._watcher: StatsWatcher | None = None
         self.is_connected = False  # and welcomed
         self.info: EngineInfo | None = None  # of the present engine, or of the last one
+        self.memory: dict[str, int] = {}  # what the engine holds, by part; empty without one
         self.counts = EngineCounts()
         self.num_refused = 0  # requests, for being in quarantine
         self.heard_at = time.monotonic()  # of the last frame; at first: since when we listen
@@ -97,8 +100,13 @@ class EngineClient:
 
     @property
     def num_unsent_bytes(self) -> int:
-        """Frames to the engine that its socket has not taken; submits wait above `max_unsent_bytes`."""
+        """Frames to the engine that its socket has not taken."""
         return self._link.num_unsent_bytes
+
+    @property
+    def num_received_bytes(self) -> int:
+        """Of a frame from the engine that has not come whole."""
+        return self._link.num_received_bytes
 
     def watch(self, watcher: StatsWatcher) -> None:
         """It is told of each frame's stats, and of the engine's loss."""
@@ -197,6 +205,7 @@ class EngineClient:
 
     def _on_output(self, frame: StepOutput) -> None:
         self.counts.on_stats(frame.stats)
+        self.memory = frame.memory or self.memory
         if self._watcher is not None and self.info is not None:
             self._watcher.on_stats(frame.stats, self.info)
         try:
@@ -220,6 +229,7 @@ class EngineClient:
 
     def _on_lost(self) -> None:
         self.is_connected = False
+        self.memory = {}
         self.counts.on_lost()
         if self._watcher is not None:
             self._watcher.on_lost()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import math
 import signal
 import socket
@@ -32,6 +33,8 @@ from server.board import SERVING, Board
 from server.config import ServeConfig
 from server.model_files import ModelFiles
 from server.tokenizer import load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 1  # running requests are told of the end; uvicorn alone would cut them off
 _MIB = 1 << 20
@@ -148,6 +151,7 @@ def run_api(
         progress=None if boards is None else BoardProgress(boards.engine),
         resume_bytes=config.resume_memory_mib * _MIB,
         max_queue_s=config.max_queue_seconds,
+        on_budget=_log_budget,
     )
     tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
     served = uvicorn_config(app, connections, **(tls if config.ssl_certfile else {}))
@@ -159,6 +163,11 @@ def run_api(
         drain_s=config.drain_seconds,
         board=None if boards is None else boards.own,
     ).run(sockets=[listener])
+
+
+def _log_budget(lines: list[str]) -> None:
+    for line in ("memory, at most:", *lines):
+        _log.info("%s", line)
 
 
 def uvicorn_config(

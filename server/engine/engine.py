@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from server.board import Board
+from server.budget import SEQUENCE_BYTES, TOKEN_BYTES
 from server.engine.deadlines import Deadlines
 from server.engine.refusals import refuse_strange_ids
 from server.engine.scheduler import ScheduledStep, Scheduler
@@ -107,6 +108,17 @@ class Engine:
     def is_stuck(self) -> bool:
         """It has work, and none of it will ever be done: a fault of ours."""
         return self._is_stalled and bool(self._scheduler.sequences) and not self._masks.num_waiting
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self._scheduler.blocks.num_used
+
+    def open_bytes(self) -> int:
+        """What all sequences cost beside their blocks, by estimate. Walks through them."""
+        num_bytes = 0
+        for seq in self._scheduler.sequences.values():
+            num_bytes += SEQUENCE_BYTES + TOKEN_BYTES * len(seq.token_ids)
+        return num_bytes
 
     def is_running(self, seq_id: int, owner: int = 0) -> bool:
         """Submitted, and neither finished nor aborted."""

@@ -10,6 +10,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+import msgspec
+
 from server.board import Board, packed_key
 from server.engine.engine import Added, Engine
 from server.errors import RequestError
@@ -37,7 +39,10 @@ class EngineLoop:
         server: EngineServer,
         clock: Callable[[], float] = time.monotonic,
         board: Board | None = None,
+        memory: Callable[[], dict[str, int]] = dict,
     ) -> None:
+        """`memory`: what the process holds, for the heartbeats."""
+        self._memory = memory
         self._engine = engine
         self._server = server
         self._clock = clock
@@ -114,8 +119,9 @@ class EngineLoop:
         now_s = self._clock()
         if now_s >= self._heartbeat_at_s:
             self._heartbeat_at_s = now_s + HEARTBEAT_S
+            memory = self._memory()
             for owner in self._server.owners:
-                frames[owner]
+                frames[owner] = msgspec.structs.replace(frames[owner], memory=memory)
         for owner, frame in frames.items():
             self._send_to(owner, frame)
 

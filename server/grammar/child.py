@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -28,6 +29,7 @@ _BOOT = (
     "from server.grammar.helper import main; main()"
 )
 _RECV_BYTES = 1 << 20
+MAX_MEMORY_BYTES = 1 << 30  # beyond what it has once it is loaded: then the kernel ends it
 
 
 class GrammarChild:
@@ -47,6 +49,7 @@ class GrammarChild:
         self._unsent = bytearray()
         self.is_gone = False  # it has ended, or does not speak our protocol; `end` it
         self.has_answered = False
+        self._loaded_bytes = 0
         self.heard_s = time.monotonic()  # when it last said something, or was started
         self.last_words = ""  # once it has ended: its fault
         self._process = self._spawn(role, far_end)
@@ -108,8 +111,23 @@ class GrammarChild:
         except (OSError, FrameError, msgspec.MsgspecError):
             self.is_gone = True
         if frames:
+            if not self.has_answered:
+                self._loaded_bytes = self._resident_bytes()
             self.has_answered, self.heard_s = True, time.monotonic()
         return frames
+
+    def num_grown_bytes(self) -> int:
+        """What it holds beyond what it held at its first answer."""
+        return max(0, self._resident_bytes() - self._loaded_bytes) if self.has_answered else 0
+
+    def _resident_bytes(self) -> int:
+        if self._process is None:
+            return 0
+        try:
+            with open(f"/proc/{self._process.pid}/statm") as statm:
+                return int(statm.read().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):  # gone
+            return 0
 
     def working(self) -> list[Work]:
         return self._board.read()

@@ -35,6 +35,9 @@ MAX_CHECK_S = 10.0
 MAX_COMPILE_S = 10.0
 MAX_MASK_S = 2.0
 MAX_SILENCE_S = 30.0  # of a process that owes an answer and is at nothing: a stopped one, say
+# Grammars of all open keys: each waits in a frame to either process, and all of them again when one dies.
+MAX_OPEN_BYTES = 64 << 20
+_KEY_BYTES = 1024  # beside the text
 _MAX_BARREN_STARTS = 3  # in a row, of a process that dies before it has said or begun anything
 
 
@@ -81,13 +84,30 @@ class GrammarClient:
         self._checks: dict[int, _CheckOf] = {}
         self._check_ids: dict[Grammar, int] = {}
         self._num_checks = 0
+        self.num_open_bytes = 0  # grammars of `_sequences`, a character at most 4
         self._replies: list[GrammarReply] = []
 
     def fileno(self) -> int:
         """Readable when `replies` has something to do."""
         return self._poll.fileno()
 
+    @property
+    def verdicts(self) -> Verdicts:
+        """What is remembered of grammars."""
+        return self._verdicts
+
+    @property
+    def num_process_bytes(self) -> int:
+        """What the processes hold beyond what they load, about."""
+        return sum(child.num_grown_bytes() for child in self._children.values())
+
     def open(self, key: int, grammar: Grammar, token_ids: list[int]) -> None:
+        """Where too much is open already it fails as one that was not begun in time."""
+        num_bytes = _num_bytes(grammar)
+        if self.num_open_bytes + num_bytes > MAX_OPEN_BYTES:
+            self._replies.append(GrammarReply(key, "expired"))
+            return
+        self.num_open_bytes += num_bytes
         self._sequences[key] = _Sequence(grammar, token_ids.copy())
         verdict = self._verdicts.get(grammar)
         if verdict is None:
@@ -109,7 +129,7 @@ class GrammarClient:
             self._child("masker").send(Advance(known))
 
     def close(self, key: int) -> None:
-        seq = self._sequences.pop(key, None)
+        seq = self._forget(key)
         if seq is None:
             return
         if seq.source is None:
@@ -197,8 +217,14 @@ class GrammarClient:
             self._refuse(key, verdict)
 
     def _refuse(self, key: int, kind: FailureKind) -> None:
-        if self._sequences.pop(key, None) is not None:
+        if self._forget(key) is not None:
             self._replies.append(GrammarReply(key, kind))
+
+    def _forget(self, key: int) -> _Sequence | None:
+        seq = self._sequences.pop(key, None)
+        if seq is not None:
+            self.num_open_bytes -= _num_bytes(seq.grammar)
+        return seq
 
     def _send_open(self, key: int, source: str) -> None:
         seq = self._sequences[key]
@@ -292,3 +318,7 @@ class GrammarClient:
             child.end()
         self._children.clear()
         self._poll.close()
+
+
+def _num_bytes(grammar: Grammar) -> int:
+    return _KEY_BYTES + 4 * len(grammar.source)

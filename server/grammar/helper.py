@@ -19,11 +19,10 @@ from setproctitle import setproctitle
 
 from server.faults import in_short
 from server.grammar.board import Board
+from server.grammar.child import MAX_MEMORY_BYTES
 from server.grammar.line import Line
 from server.lifeline import Lifeline
 from server.model_files import ModelFiles
-
-_MAX_MEMORY_BYTES = 1 << 30  # beyond what it has once it is loaded
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
 
     try:
         run = _load(role, ModelFiles(told["model"], told["manifest"]), told["vocab_size"], on_fault)
-        limit_memory(_MAX_MEMORY_BYTES)
+        limit_memory(MAX_MEMORY_BYTES)
         gc.freeze()  # what is loaded stays: a collection that walks it would hold up every mask
         _let_the_engine_finish()
         run(line, board)

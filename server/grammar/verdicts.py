@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from server.sequence import FailureKind, Grammar
 
-_MAX_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 _ENTRY_BYTES = 512  # beside the texts
 
 
@@ -21,7 +21,7 @@ Verdict = Passed | FailureKind
 class Verdicts:
     """The least recently used one goes first. The refused are remembered too: they cost a second each."""
 
-    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Grammar, Verdict] = OrderedDict()
         self.num_bytes = 0

@@ -10,19 +10,22 @@ import msgspec
 
 from server.errors import ProtocolError
 from server.ipc.frames import ToApi, ToEngine
-from server.ipc.wire import FrameError, FrameReader, with_header
+from server.ipc.wire import HEADER_BYTES, MAX_FRAME_BYTES, FrameError, FrameReader, with_header
 
 _FIRST_RETRY_S = 0.02
 _LAST_RETRY_S = 0.1  # a stream waits for it; a try costs 20 us
 # Above it nothing more should be sent until the engine has read. A stopped engine so costs no memory.
 HIGH_WATER_BYTES = 4 << 20
+MAX_UNSENT_BYTES = (
+    HIGH_WATER_BYTES + HEADER_BYTES + MAX_FRAME_BYTES
+)  # with the frame that passes it
 
 
 class _Protocol(asyncio.Protocol):
     def __init__(self, on_frame: Callable[[ToApi], None], on_writable: Callable[[], None]) -> None:
         self._on_frame = on_frame
         self._on_writable = on_writable
-        self._reader = FrameReader()
+        self.reader = FrameReader()
         self._decoder: msgspec.msgpack.Decoder[ToApi] = msgspec.msgpack.Decoder(ToApi)
         self.transport: asyncio.Transport | None = None
         self.is_lost = asyncio.Event()
@@ -35,7 +38,7 @@ class _Protocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
         try:
-            for payload in self._reader.feed(data):
+            for payload in self.reader.feed(data):
                 self._on_frame(self._decoder.decode(payload))
         except (FrameError, ProtocolError, msgspec.MsgspecError, RecursionError):
             self.transport.abort()
@@ -87,6 +90,11 @@ class EngineLink:
         """What the socket has not taken yet."""
         transport = self._transport()
         return 0 if transport is None else transport.get_write_buffer_size()
+
+    @property
+    def num_received_bytes(self) -> int:
+        """Of a frame that has not come whole."""
+        return 0 if self._protocol is None else self._protocol.reader.num_bytes
 
     def _transport(self) -> asyncio.Transport | None:
         """None also where it is lost and `on_lost` has not been called yet: uvloop's raises then."""

@@ -32,6 +32,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     dtype: str
     system_fingerprint: str
     num_not_finite_tensors: int = 0  # of the weights: those that hold a NaN or an infinity
+    memory_limits: dict[str, int] = {}  # bytes, by part: the engine's share of the memory budget
 
 
 class EngineStats(NamedTuple):
@@ -73,6 +74,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step", array_like=True):
     stats: EngineStats
     prompt_logprobs: list[PromptLogprobs] = []  # to be applied before `outputs`
     failures: list[SequenceFailure] = []
+    memory: dict[str, int] = {}  # bytes held now, by part of `memory_limits`; in heartbeats only
 
 
 ToEngine = Submit | Abort

@@ -39,8 +39,8 @@ class EngineServer:
     """Listens on a Unix socket of mode 0600; the caller owns its directory, which must be 0700.
 
     `info`, `engine` and `deaths` are sent as the Welcome of every connection. A peer that
-    breaks the protocol, or does not read until `max_buffered_bytes` are waiting for it, is disconnected;
-    the others do not notice.
+    breaks the protocol is disconnected, and so is the one with the most unread where more than
+    `max_buffered_bytes` wait for all of them; the others do not notice.
     """
 
     def __init__(
@@ -68,6 +68,16 @@ class EngineServer:
     def owners(self) -> tuple[int, ...]:
         """The connected owners, oldest first."""
         return tuple(self._connections)
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        """Of frames that the owners have not read, all together."""
+        return sum([len(connection.unsent) for connection in self._connections.values()])
+
+    @property
+    def num_received_bytes(self) -> int:
+        """Of frames that have not come whole; of each connection at most one."""
+        return sum([each.reader.num_bytes for each in self._connections.values()])
 
     def watch(self, fd: int) -> None:
         """`poll` also wakes when `fd` is readable; whose it is reads it before the next call."""
@@ -148,8 +158,9 @@ class EngineServer:
         connection.unsent += data
         if was_empty:
             self._flush(connection)
-        if len(connection.unsent) > self._max_buffered_bytes:
-            self._disconnect(connection)
+        if connection.unsent and self.num_unsent_bytes > self._max_buffered_bytes:
+            slowest = max(self._connections.values(), key=lambda each: len(each.unsent))
+            self._disconnect(slowest)
 
     def _flush(self, connection: _Connection) -> None:
         try:
@@ -178,7 +189,8 @@ def _halves(frame: StepOutput) -> tuple[StepOutput, StepOutput]:
     """Prompt logprobs of a very large step can be too much for one frame. They stay in front."""
     chunks, outputs, stats = frame.prompt_logprobs, frame.outputs, frame.stats
     if chunks and (outputs or frame.failures):
-        return StepOutput([], stats, chunks), StepOutput(outputs, stats, [], frame.failures)
+        rest = StepOutput(outputs, stats, [], frame.failures, frame.memory)
+        return StepOutput([], stats, chunks), rest
     if len(chunks) == 1 and chunks[0].end - chunks[0].start > 1:
         (chunk,) = chunks
         middle = (chunk.start + chunk.end) // 2
@@ -189,7 +201,7 @@ def _halves(frame: StepOutput) -> tuple[StepOutput, StepOutput]:
         raise FrameError("The output of one sequence does not fit into a frame.")
     return (
         StepOutput(outputs[:middle], stats, chunks[:middle]),
-        StepOutput(outputs[middle:], stats, chunks[middle:], frame.failures),
+        StepOutput(outputs[middle:], stats, chunks[middle:], frame.failures, frame.memory),
     )
 
 

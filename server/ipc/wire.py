@@ -27,8 +27,15 @@ def with_header(payload: bytes) -> bytes:
 class FrameReader:
     """Cuts a byte stream into payloads; keeps at most one incomplete frame."""
 
+    max_bytes = HEADER_BYTES + MAX_FRAME_BYTES  # that are kept
+
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def num_bytes(self) -> int:
+        """That are kept."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads completed by `data`. Raises FrameError on a length above MAX_FRAME_BYTES."""

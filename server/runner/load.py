@@ -16,6 +16,7 @@ from kernels.cpu.kinds import BF16_KINDS, Kind
 from kernels.cpu.threads import set_threads
 from kernels.cpu.warm_up import warm_up
 from server.board import Board
+from server.budget import Part
 from server.config import CPU_DTYPES, EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.checkpoint import Checkpoint
@@ -47,6 +48,7 @@ class LoadedRunner:
     vocab_size: int  # width of the logits
     system_fingerprint: str
     lines: list[str]  # what was chosen and why, for people
+    parts: tuple[Part, ...]  # all memory that is allocated at the start
     num_not_finite_tensors: int = 0
 
 
@@ -185,6 +187,7 @@ def _build_cpu_runner(
         plan.num_blocks,
         gpt_config.vocab_size,
         fingerprint.result(),
-        lines + plan.lines(),
+        [*lines, plan.left_line],
+        plan.parts,
         warn_of_not_finite(checkpoint),
     )

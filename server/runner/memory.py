@@ -1,4 +1,4 @@
-"""How much memory there is, and how it is divided: weights, workspace, KV blocks.
+"""How much memory there is, and how it is divided: weights, what a step needs, KV blocks.
 
 `plan_memory` is pure; `available_bytes` reads the system. Knows shapes, allocates nothing.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kernels.sampling_rows import mask_words
+from server.budget import Part, shown, total_bytes
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig
@@ -31,28 +32,32 @@ class MemoryPlan:
 
     available_bytes: int  # before anything of ours is allocated
     weights_bytes: int
-    workspace_bytes: int
+    workspace: tuple[Part, ...]  # of the largest step
     block_bytes: int  # one KV block, all layers
     num_blocks: int
     block_size: int
     is_capped: bool  # the default would have been more
 
-    def lines(self) -> list[str]:
-        """The memory table, for people."""
-        kv_bytes = self.num_blocks * self.block_bytes
+    @property
+    def workspace_bytes(self) -> int:
+        return total_bytes(self.workspace)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All that is allocated at the start."""
         tokens = self.num_blocks * self.block_size
-        left = self.available_bytes - self.weights_bytes - self.workspace_bytes - kv_bytes
-        rows = [
-            ("weights", self.weights_bytes, ""),
-            (
-                "workspace",
-                self.workspace_bytes,
-                "of the largest step: activations, logits, logprobs, masks",
-            ),
-            ("KV cache", kv_bytes, f"{self.num_blocks:,} blocks hold {tokens:,} tokens"),
-            ("left free", left, f"of {shown(self.available_bytes)} available"),
-        ]
-        return [f"{name:<10} {shown(size):>10}   {note}".rstrip() for name, size, note in rows]
+        note = f"{self.num_blocks:,} blocks hold {tokens:,} tokens"
+        return (
+            Part("weights", self.weights_bytes),
+            *self.workspace,
+            Part("kv_cache", self.num_blocks * self.block_bytes, note),
+        )
+
+    @property
+    def left_line(self) -> str:
+        left = self.available_bytes - total_bytes(self.parts)
+        available = shown(self.available_bytes)
+        return f"left free beside weights, workspace and KV cache: {shown(left)} of {available}"
 
 
 def plan_memory(
@@ -65,7 +70,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Blocks for max_num_seqs full contexts, or kv_cache_gib. Raises ConfigError when short."""
     weights = weights_bytes(gpt_config, dtype)
-    workspace = _workspace_bytes(gpt_config, dtype, limits, num_threads)
+    workspace_parts = _workspace(gpt_config, dtype, limits, num_threads)
+    workspace = total_bytes(workspace_parts)
     block_bytes = KVCache.bytes_per_block(gpt_config, config.block_size, dtype)
     blocks_per_seq = limits.blocks_per_seq
     left = available - weights - workspace
@@ -85,7 +91,7 @@ def plan_memory(
     return MemoryPlan(
         available,
         weights,
-        workspace,
+        workspace_parts,
         block_bytes,
         num_blocks,
         config.block_size,
@@ -123,18 +129,23 @@ def weights_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
     return (embeddings + head + linears) * dtype.itemsize + vectors * 4
 
 
-def _workspace_bytes(
+def _workspace(
     config: GPTConfig, dtype: torch.dtype, limits: Limits, num_threads: int
-) -> int:
+) -> tuple[Part, ...]:
     """Of the largest step: every row with a mask, every token a prompt's with MAX_TOP logprobs."""
-    vocab_size = config.vocab_size
+    vocab_size, num_tokens = config.vocab_size, limits.max_num_batched_tokens
     # fp32 residual; hidden, qkv (3) and the MLP's inner rows in the compute dtype
     activations = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
     logprobs = 2 * 8 * (1 + MAX_TOP)  # ids and values, as arrays and packed
-    masks = limits.max_num_seqs * 4 * mask_words(vocab_size)
-    logits = num_logit_rows(vocab_size) * 4 * vocab_size
-    scratch = num_threads * 4 * 4 * vocab_size  # a sampler's: z, what is kept, weights, counts
-    return limits.max_num_batched_tokens * (activations + logprobs) + logits + masks + scratch
+    row = 4 * (limits.max_model_len + limits.blocks_per_seq) + 4 * mask_words(vocab_size)
+    return (
+        Part("activations", num_tokens * activations, "of the largest step"),
+        Part("logits", num_logit_rows(vocab_size) * 4 * vocab_size),
+        Part("logprobs_scratch", num_tokens * logprobs, f"of {num_tokens} prompt tokens"),
+        # a sampler's: z, what is kept, weights, counts
+        Part("sampler_scratch", num_threads * 4 * 4 * vocab_size),
+        Part("rows", limits.max_num_seqs * row, "token ids, block tables, masks"),
+    )
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -170,10 +181,3 @@ def _cgroup_rooms(root: Path, path: str, limit: str, usage: str, cache: str) -> 
         if top != "max":
             rooms.append(max(0, int(top) - used + int(stat.get(cache, 0))))
     return rooms
-
-
-def shown(num_bytes: int) -> str:
-    """For people: in MiB or GiB."""
-    return (
-        f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / (1 << 20):.1f} MiB"
-    )

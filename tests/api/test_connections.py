@@ -117,11 +117,11 @@ def test_the_page_shows_them(app: ServedApp) -> None:
     assert value("continuo:refused_requests_total", reason="expect") == 2
     for reason in REASONS:
         value("continuo:refused_requests_total", reason=reason)
-    assert value("continuo:queue_limit_bytes", queue="unfinished_requests") == 256 << 20
+    assert value("continuo:queue_limit_bytes", queue="requests") == 256 << 20
 
 
 def test_unfinished_bodies_have_a_limit_together() -> None:
-    limits = HttpLimits(max_unfinished_bytes=300_000, linger_s=0.2)
+    limits = HttpLimits(max_request_bytes=300_000, linger_s=0.2)
     with served_app(Doors(), Connections(limits)) as app:
         half = post(b"Content-Length: 200000", body=b" " * 100_000)
         with clients(app, 2, half), clients(app, 1, half + b" " * 99_000) as (third,):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.grammar.seam import GrammarReply
 from server.sequence import Grammar
 from tests.grammar.rig import Rig, grammar, ids_of
 
@@ -141,3 +142,25 @@ def test_siblings_are_checked_once_and_a_check_without_anybody_is_dropped(rig: R
     assert len(rig.client._checks) == 1
     masks = {rig.mask(key) for key in range(5)}
     assert len(masks) == 1
+
+
+def test_where_too_much_is_open_the_next_one_is_refused_until_one_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before any process is asked."""
+    monkeypatch.setattr("server.grammar.client.MAX_OPEN_BYTES", 2 * (1024 + 4 * 1000))
+    rig = Rig()
+    try:
+        sources = [f"a{{{number}}}".ljust(1000, "b") for number in range(4)]
+        for key in (0, 1, 2):
+            rig.open(key, Grammar("regex", sources[key]))
+        assert rig.client.replies() == [GrammarReply(2, "expired")]
+        assert rig.client.num_open_bytes == 2 * (1024 + 4 * 1000)
+        rig.client.close(0)
+        rig.open(3, Grammar("regex", sources[3]))
+        rig.mask(3)
+        rig.client.close(3)
+        rig.client.close(1)
+        assert rig.client.num_open_bytes == 0
+    finally:
+        rig.close()

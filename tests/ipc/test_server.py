@@ -225,3 +225,32 @@ def test_an_output_too_large_for_one_frame_arrives_in_several(
         assert isinstance(frame, StepOutput)
         received += frame.outputs
     assert received == outputs
+
+
+def test_what_waits_for_all_together_is_bounded_and_who_has_most_goes(
+    server: EngineServer, connect: Callable[[], Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither reads; the second one is sent twice as much."""
+    monkeypatch.setattr(server, "_max_buffered_bytes", 200_000)
+    connect(), connect()
+    step = StepOutput([SequenceOutput(i, [i], None, None, None, None) for i in range(500)], STATS)
+    for _ in range(1000):
+        if len(server.owners) < 2:
+            break
+        for owner in (0, 1, 1):
+            server.send(owner, step)
+        assert server.num_unsent_bytes <= 200_000
+    assert server.owners == (0,)
+
+
+def test_a_frame_that_has_not_come_whole_is_counted(
+    server: EngineServer, connect: Callable[[], Peer]
+) -> None:
+    peer = connect()
+    data = with_header(msgspec.msgpack.encode(Abort([5] * 100)))
+    peer.sock.sendall(data[:-1])
+    assert server.poll(1) == []
+    assert server.num_received_bytes == len(data) - 1
+    peer.sock.sendall(data[-1:])
+    assert poll_until(server, 1) == [(0, Abort([5] * 100))]
+    assert server.num_received_bytes == 0

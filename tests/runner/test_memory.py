@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.budget import shown
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.config import GPTConfig
 from server.model.kv_cache import KVCache
+from server.runner.cpu_runner import num_logit_rows
 from server.runner.memory import MemoryPlan, available_bytes, plan_memory, weights_bytes
+from server.runner.rows import Rows
 
 GPT2 = GPTConfig(
     vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, n_inner=3072
@@ -35,9 +38,10 @@ def test_weights_are_counted_as_packed() -> None:
 
 
 def test_the_workspace_counts_what_the_largest_step_takes() -> None:
-    """83 rows of logits; 512 tokens of activations and 20 logprobs; 64 masks; a sampler a thread."""
+    """83 rows of logits; 512 tokens of activations and 20 logprobs; 64 rows; a sampler a thread."""
     activations = 4 * 768 + 2 * (4 * 768 + 3072)
-    most = 83 * 4 * 50257 + 512 * activations + 512 * 2 * 8 * 21 + 64 * 4 * 1571
+    rows = 64 * (4 * 1024 + 4 * 64 + 4 * 1571)
+    most = 83 * 4 * 50257 + 512 * activations + 512 * 2 * 8 * 21 + rows
     assert plan(num_threads=0).workspace_bytes == most
     assert plan(num_threads=3).workspace_bytes == most + 3 * 16 * 50257
 
@@ -81,11 +85,28 @@ def test_an_asked_size_is_taken_or_refused() -> None:
 
 def test_the_table_adds_up_and_says_how_many_tokens() -> None:
     found = plan(3 * GIB, kv_cache_gib=1.0)
-    lines = found.lines()
-    assert "3.00 GiB available" in lines[-1]
-    assert f"hold {found.num_blocks * 16:,} tokens" in lines[2]
-    mib = [float(line[10:].split()[0]) * (1024 if "GiB" in line[10:24] else 1) for line in lines]
-    assert sum(mib) == pytest.approx(3 * 1024, abs=15)
+    assert [part.name for part in found.parts] == [
+        *("weights", "activations", "logits", "logprobs_scratch", "sampler_scratch", "rows"),
+        "kv_cache",
+    ]
+    assert f"hold {found.num_blocks * 16:,} tokens" in found.parts[-1].note
+    left = 3 * GIB - sum(part.max_bytes for part in found.parts)
+    assert found.left_line.endswith(f": {shown(left)} of 3.00 GiB")
+
+
+def test_what_is_planned_is_what_is_allocated() -> None:
+    """Rows, logits and KV blocks, by the bytes of their arrays."""
+    small = GPTConfig(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, n_inner=64)
+    limits = Limits(64, max_num_seqs=4, max_num_batched_tokens=32, block_size=16)
+    found = plan_memory(EngineConfig(), small, torch.float32, limits, GIB, 1)
+    parts = {part.name: part.max_bytes for part in found.parts}
+    cache = KVCache.allocate(small, found.num_blocks, 16, torch.float32)
+    assert parts["kv_cache"] == sum(tensor.nbytes for tensor in (*cache.k, *cache.v))
+    rows = Rows(4, 64, 16, 300)
+    assert (
+        parts["rows"] == rows.token_ids.nbytes + rows.block_tables.nbytes + rows.masks.words.nbytes
+    )
+    assert parts["logits"] == torch.empty(num_logit_rows(300), 300).nbytes
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from server.api.admission.best_priorities import DEFAULT, BestPriorities
 from server.api.admission.key_limits import KeyLimiter, Standing
+from server.api.admission.open_requests import OpenRequests
 from server.api.admission.overload_watch import OverloadWatch
 from server.api.admission.return_slots import ReturnSlots
 from server.api.admission.service_rate import ServiceRate, Sizes
@@ -83,6 +84,7 @@ class Admission:
         limiter: KeyLimiter | None = None,
         *,
         room: WaitingRoom | None = None,
+        open_requests: OpenRequests | None = None,
         on_rejection: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -90,6 +92,7 @@ class Admission:
         """`on_rejection` is given the reason of each refusal."""
         self.max_queue_s = max_queue_s
         self.room = room or WaitingRoom()
+        self.open_requests = open_requests or OpenRequests()
         self.rate = ServiceRate()
         self._limiter = limiter or KeyLimiter()
         self._on_rejection = on_rejection
@@ -199,6 +202,12 @@ class Admission:
             self._limiter.close(who.tenant, num_charged - num_used, self._clock())
 
         return Ticket(self.room, who.tenant, num_prompt_tokens, loads, self.rate, close, priority)
+
+    def hold(self, num_bytes: int) -> Callable[[], None]:
+        """Memory for as long as a request is open; returns what gives it back. Raises RequestError."""
+        if not self.open_requests.has_room(num_bytes):
+            raise self._overloaded(_LATE_S)
+        return self.open_requests.enter(num_bytes)
 
     def left_s(self, who: Applicant) -> float:
         """How long it may wait from now on. Raises RequestError where that is over."""

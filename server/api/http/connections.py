@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
+from server.api.http.arrivals import Arrivals
 from server.api.http.limits import HttpLimits, connection_limit
 
 # Of the counter; all are on the page from the start.
@@ -43,6 +44,7 @@ class Connections:
         self.refused = Counter(dict.fromkeys(REASONS, 0))
         self._num_explaining = 0  # connections over the limit that are told so
         self.num_unfinished_bytes = 0  # of requests that have not arrived whole
+        self.arrivals = Arrivals()  # of those that have
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # no request in progress; the longest idle first
         self._receiving: dict[Connection, float] = {}  # since when; the longest first
@@ -50,6 +52,11 @@ class Connections:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    @property
+    def num_request_bytes(self) -> int:
+        """Held for requests; `limits.max_request_bytes` bounds it."""
+        return self.num_unfinished_bytes + self.arrivals.num_bytes
 
     def admit(self, connection: Connection, now: float) -> bool:
         """Takes it in as an idle one. False: all places are taken by somebody who is served."""

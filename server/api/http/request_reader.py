@@ -69,6 +69,11 @@ class RequestReader:
         """Of the request that has not come whole, so far."""
         return len(self._head) + (0 if self._body is None else self._body.num_bytes)
 
+    @property
+    def num_head_bytes(self) -> int:
+        """Of the head that has just come whole, for its taker: what is read may go on behind it."""
+        return self._head.find(_HEAD_END) + len(_HEAD_END)
+
     def take(self, data: bytes, at: int) -> int:
         """Takes what belongs together, from `at` on. Returns where the rest begins. Raises Refused."""
         return self._take_head(data, at) if self._body is None else self._take_body(data, at)

@@ -10,6 +10,14 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from server.api.http.arrivals import (
+    ARRIVAL,
+    REQUEST_BYTES,
+    SMALL_HEAD_BYTES,
+    Arrival,
+    Releasing,
+    release,
+)
 from server.api.http.connections import Connection, Connections
 from server.api.http.deadline import Deadline
 from server.api.http.gentle_transport import GentleTransport
@@ -41,6 +49,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
     ) -> None:
         """`behind`: who had this connection's place until it is made."""
         super().__init__(*args, **kwargs)
+        self.app = Releasing(self.app)
         self._behind = behind
         self._all = connections
         self._limits = connections.limits
@@ -49,6 +58,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._gentle: GentleTransport = None  # type: ignore[assignment]
         self._framing: Framing | None = None  # of the head that has just come whole
         self._is_unfinished = False  # bytes have come of a request that has not come whole
+        self._arrival: Arrival | None = None  # of the request whose head came last
         self._num_unfinished = 0  # as the sum over all connections has them
         self._num_waiting_bytes = 0  # of the bodies of requests that wait for their turn
         self._may_keep_alive = True  # behind the request that is being received
@@ -78,6 +88,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._gentle.cancel()
         self._count_unfinished(0)
         self._all.leave(self)
+        for cycle, _ in self.pipeline:  # which nobody will be asked to answer
+            release(cycle.scope)
         if self._is_counted_refusing:
             self._all.has_explained()
         super().connection_lost(exc)
@@ -167,8 +179,24 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         if self._reader.has_head:  # its response may end before its body has come
             self.cycle.transport = cast(asyncio.Transport, self._gentle)
         self._count_unfinished(self._reader.num_bytes)
-        if self._all.num_unfinished_bytes > self._limits.max_unfinished_bytes:
+        if self._all.num_request_bytes > self._limits.max_request_bytes:
             self._refuse(TOO_MANY_BYTES)
+
+    def _arrival_of(self, framing: Framing) -> Arrival:
+        """A small request without a body, the first on its connection, belongs to what a connection costs: a
+        probe is answered whatever else arrives."""
+        num_head_bytes = self._reader.num_head_bytes
+        has_body = framing.is_chunked or framing.length > 0
+        is_first = self.cycle is None or self.cycle.response_complete
+        if is_first and not has_body and num_head_bytes <= SMALL_HEAD_BYTES:
+            return Arrival(self._all.arrivals, 0)
+        return Arrival(self._all.arrivals, REQUEST_BYTES + num_head_bytes)
+
+    def _check_room(self, num_bytes: int) -> None:
+        """For so many of the request that is being received. Raises Refused."""
+        others = self._all.num_request_bytes - self._num_unfinished
+        if others + num_bytes > self._limits.max_request_bytes:
+            raise Refused(TOO_MANY_BYTES)
 
     def _count_unfinished(self, num_bytes: int) -> None:
         self._all.num_unfinished_bytes += num_bytes - self._num_unfinished
@@ -198,9 +226,13 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         if authority is not None:
             self.headers[:] = [each for each in self.headers if each[0] != b"host"]
             self.headers.insert(0, (b"host", authority))
+        self._arrival = self._arrival_of(framing)
+        self._check_room(self._arrival.num_bytes)
         if not is_1_1:
             self.expect_100_continue = False
         super().on_headers_complete()  # starts a task, which runs later
+        extensions = cast(dict[str, Any], self.scope["extensions"])
+        extensions[ARRIVAL] = self._arrival
         # The router's patterns end with `$`, which overlooks a last line break: it would serve /metrics%0A as
         # /metrics, though to whoever guards or logs by path it is another.
         self.scope["path"] = self.scope["path"].replace("\n", "%0A")
@@ -216,6 +248,9 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._framing = framing
 
     def on_body(self, body: bytes) -> None:
+        assert self._arrival is not None
+        self._arrival.num_bytes += len(body)
+        self._check_room(self._arrival.num_bytes)
         if not self._is_waiting(self.cycle):
             super().on_body(body)
             return
@@ -232,6 +267,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
             self._end_unfinished()
             self.cycle.transport = self.transport
         self._deadline.clear()
+        assert self._arrival is not None
+        self._arrival.arrive()
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._may_keep_alive
         if not self._may_keep_alive:

@@ -12,6 +12,7 @@ import socket
 import struct
 
 CUT_AFTER_S = 60.0
+MAX_BYTES = 256 << 20  # that wait for all of them; 8,192 paused streams have half of it
 STATE = "continuo.slow_readers"  # in the lifespan's state
 
 _RESET = struct.pack("ii", 1, 0)  # linger, for no second
@@ -26,13 +27,14 @@ class Connection:
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
         self._num_waiting = 0
+        self.num_unsent_bytes = 0  # when it was read last
         self._num_acked = -1
         self._since_s: float | None = None  # None: nothing waits
         self.is_too_slow = False
 
     def look(self, now_s: float) -> bool:
         """Whether it takes something, or there is nothing to take."""
-        num_waiting = self._num_unsent_bytes()
+        num_waiting = self.read_unsent_bytes()
         if num_waiting == 0:
             self._since_s = None
             return True
@@ -43,13 +45,14 @@ class Connection:
             self._since_s = now_s
         return now_s - self._since_s < CUT_AFTER_S
 
-    def _num_unsent_bytes(self) -> int:
+    def read_unsent_bytes(self) -> int:
+        """Sets `num_unsent_bytes`."""
         try:
-            return self._transport.get_write_buffer_size()
-        except (
-            RuntimeError
-        ):  # uvloop's, between the loss of a connection and the call that tells of it
-            return 0
+            self.num_unsent_bytes = self._transport.get_write_buffer_size()
+        except RuntimeError:
+            # uvloop's, between the loss of a connection and the call that tells of it
+            self.num_unsent_bytes = 0
+        return self.num_unsent_bytes
 
     def cut(self) -> None:
         """With a reset: what the kernel holds for it goes, too."""
@@ -62,9 +65,16 @@ class Connection:
 class SlowReaders:
     """All connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        """`max_bytes`: what may wait for all of them, from one sweep to the next."""
+        self.max_bytes = max_bytes
         self._connections: set[Connection] = set()
         self.num_closed = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """That wait for all of them at the moment."""
+        return sum([connection.read_unsent_bytes() for connection in self._connections])
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -75,9 +85,24 @@ class SlowReaders:
     def sweep(self, now_s: float) -> None:
         """To be called about once a second."""
         for connection in [each for each in self._connections if not each.look(now_s)]:
-            self._connections.discard(connection)
-            self.num_closed += 1
-            connection.cut()
+            self._cut(connection)
+        self._cut_to_size()
+
+    def _cut_to_size(self) -> None:
+        """Where more waits for all of them than there is room for, who has most of it goes."""
+        num_bytes = self.num_bytes
+        if num_bytes <= self.max_bytes:
+            return
+        for connection in sorted(self._connections, key=lambda each: -each.num_unsent_bytes):
+            if num_bytes <= self.max_bytes:
+                break
+            num_bytes -= connection.num_unsent_bytes
+            self._cut(connection)
+
+    def _cut(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self.num_closed += 1
+        connection.cut()
 
 
 def _num_acked(sock: socket.socket | None) -> int:

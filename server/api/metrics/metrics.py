@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -24,6 +24,7 @@ from server.api.histogram import (
     Histogram,
 )
 from server.api.http.connections import Connections
+from server.api.metrics.budget import Budget
 from server.api.metrics.metric_families import Families
 from server.config import EngineConfig
 from server.ipc.frames import EngineInfo
@@ -35,14 +36,6 @@ _REJECTIONS = ("engine_gone", "draining", "overloaded", "rate_limited", "queue_t
 _ENGINE_INDEX = "0"
 
 
-class Queue(NamedTuple):
-    """Somewhere where bytes wait."""
-
-    name: str
-    num_bytes: Callable[[], int]
-    max_bytes: int
-
-
 class Metrics(Collector):
     """Counts of this process, and the engine's own as it last reported them."""
 
@@ -52,9 +45,7 @@ class Metrics(Collector):
         self._families = Families(model_name, _ENGINE_INDEX)
         self._engine = engine
         self._config = config or EngineConfig()
-        self._queues = [
-            Queue("engine_frames", lambda: engine.num_unsent_bytes, engine.max_unsent_bytes)
-        ]
+        self.budget = Budget(engine)
         self._finished = dict.fromkeys(_FINISH_REASONS, 0)
         self._rejections = dict.fromkeys(_REJECTIONS, 0)
         self._failures: dict[str, int] = dict.fromkeys(get_args(FailureKind), 0)
@@ -79,21 +70,13 @@ class Metrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def watch(self, queue: Queue) -> None:
-        """Its bytes and its limit are on the page from now on."""
-        self._queues.append(queue)
-
     def watch_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """One of ours: it is on the page from now on."""
         self._gauges.append((f"continuo:{name}", text, value))
 
     def watch_connections(self, connections: Connections) -> None:
-        """Them, what was refused on them, and what they hold."""
+        """Them, and what was refused on them."""
         self._connections = connections
-        max_bytes = connections.limits.max_unfinished_bytes
-        self.watch(
-            Queue("unfinished_requests", lambda: connections.num_unfinished_bytes, max_bytes)
-        )
 
     def watch_streams(self, num_streams: Callable[[], int]) -> None:
         """How many can be resumed."""
@@ -243,10 +226,7 @@ class Metrics(Collector):
             yield make.counter(f"continuo:{name}", text, value)
         for name, text, read in self._gauges:
             yield make.gauge(name, text, read())
-        used = {queue.name: queue.num_bytes() for queue in self._queues}
-        yield make.gauges("continuo:queue_bytes", "Bytes that wait.", "queue", used)
-        limits = {queue.name: queue.max_bytes for queue in self._queues}
-        yield make.gauges("continuo:queue_limit_bytes", "Most that may wait.", "queue", limits)
+        yield from self.budget.families(make)
 
     def _connection_families(self) -> Iterator[Metric]:
         make, connections = self._families, self._connections

@@ -29,8 +29,10 @@ class Run:
         choices: list[ChoiceStream],
         timers: list[SequenceTimer],
         prompts: Sequence[PlainPrompt],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prompts`: one for each prompt, shared by its choices."""
+        """`prompts`: one for each prompt, shared by its choices. `on_end` is called by `end`, each time."""
+        self._on_end = on_end
         self.plan = plan
         self.head = head
         self.generation = generation
@@ -156,6 +158,7 @@ class Run:
             self._timers[index].on_failure(kind)
         for timer in self._timers:
             timer.on_abort()
+        self._on_end()
 
     def note(self, record: CompletionRecord) -> None:
         """What the log line of the request says of it."""

@@ -30,12 +30,23 @@ def _give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MAX_NICENESS))
 
 
+_num_jobs = 0
 _pool = ThreadPoolExecutor(1, thread_name_prefix="long-work", initializer=_give_way)
 
 
 async def off_loop(function: Callable[..., _Result], *args: object) -> _Result:
     """`function(*args)`, behind what was given before; raises what it raises."""
-    return await asyncio.get_running_loop().run_in_executor(_pool, function, *args)
+    global _num_jobs  # as the pool is the process's
+    _num_jobs += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_pool, function, *args)
+    finally:
+        _num_jobs -= 1
+
+
+def num_jobs() -> int:
+    """Given and not done; each belongs to a request, whose bytes are counted where it arrived."""
+    return _num_jobs
 
 
 def pause() -> None:

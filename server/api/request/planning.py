@@ -16,6 +16,7 @@ from server.api.failures import GrammarField
 from server.api.request.grammars import grammar_field_of, grammar_of
 from server.api.request.long_prompt import MAX_PROMPTS
 from server.api.request.long_work import off_loop
+from server.api.request.open_bytes import open_bytes
 from server.api.request.prompts import given_prompts, read_prompts
 from server.api.request.protocol import CompletionRequest, StreamOptions
 from server.api.request.sampling import (
@@ -74,6 +75,11 @@ class Plan:
         """A prompt counts once, not once for each of its choices."""
         return sum(map(len, self.prompts))
 
+    @property
+    def num_bytes(self) -> int:
+        """What it may come to in memory, by estimate."""
+        return open_bytes(self.prompts, self.n, self.params, self.prompt_logprobs, self.grammar)
+
     def requests(self, tenant: str = "", max_queue_s: float | None = None) -> list[SequenceRequest]:
         """Choice c of prompt p has the seq_id p * n + c. `tenant`: the name of the client's API key.
         `max_queue_s` is until the first of them begins: there may be more than the engine has rows."""
@@ -107,6 +113,7 @@ async def plan(request: CompletionRequest, tokenizer: Tokenizer, info: EngineInf
         num_chars,
         lambda: (read_prompts(given, request, ids, info), ids_of_bad_words(bad_words, ids)),
     )
+    request.prompt = ""  # its ids are kept for as long as it runs, not its text
     seed = secrets.randbelow(1 << 53) if request.seed is None else request.seed
     params = sampling_params(request, seed, bad_word_ids, ids)
     num_top = num_prompt_logprobs(request)

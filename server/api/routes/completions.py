@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -56,6 +56,7 @@ class CompletionsRoute:
         metrics: Metrics,
         kept: KeptRuns,
         admission: Admission,
+        idempotency: Idempotency,
     ) -> None:
         self._tokenizer = tokenizer
         self._names = TokenNames(tokenizer)
@@ -64,7 +65,7 @@ class CompletionsRoute:
         self._metrics = metrics
         self._kept = kept
         self._admission = admission
-        self._idempotency = Idempotency()
+        self._idempotency = idempotency
 
     async def __call__(self, request: Request) -> Response:
         who = request.scope[APPLICANT]
@@ -109,6 +110,16 @@ class CompletionsRoute:
 
     async def _start(self, planned: Plan, info: EngineInfo, who: Applicant) -> Run:
         """Submits. From here on somebody must read the run, and end it."""
+        give_back = self._admission.hold(planned.num_bytes)
+        try:
+            return await self._admitted(planned, info, who, give_back)
+        except BaseException:
+            give_back()
+            raise
+
+    async def _admitted(
+        self, planned: Plan, info: EngineInfo, who: Applicant, give_back: Callable[[], None]
+    ) -> Run:
         priority = planned.request.priority or 0
         ticket = self._admission.admit(who, _loads(planned), planned.num_prompt_tokens, priority)
         places = ticket.places
@@ -122,7 +133,7 @@ class CompletionsRoute:
         except BaseException:
             ticket.cancel()
             raise
-        return Run(planned, head, generation, choices, timers, prompts)
+        return Run(planned, head, generation, choices, timers, prompts, give_back)
 
     async def _ready_info(self, who: Applicant) -> EngineInfo:
         """What it waits here counts where its client is in a hurry."""

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from server.runner.buckets import bucket_of, bucket_sizes
 from server.runner.gpu.queue import Graph, Queue
 
+_DRAWS = ((False, False), (True, False), (True, True))  # has_logits, has_logprobs
+
 
 class DecodeKind(NamedTuple):
     """What a graph of decode rows does; steps of one kind are replays of one graph."""
@@ -26,6 +28,11 @@ class DecodeGraphs:
         self._sizes = bucket_sizes(max_num_seqs)
         self._work = work
         self._graphs: dict[DecodeKind, Graph] = {}
+
+    @property
+    def max_graphs(self) -> int:
+        """When every kind has been captured."""
+        return len(self._sizes) * len(_DRAWS)
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -50,9 +57,8 @@ class DecodeGraphs:
 
         Returns how many graphs there are now. The step's inputs must be padding.
         """
-        draws = ((False, False), (True, False), (True, True))
         for size in self._sizes:
-            for has_logits, has_logprobs in draws:
+            for has_logits, has_logprobs in _DRAWS:
                 self._work(DecodeKind(size, has_logits, has_logprobs))
         deadline = time.monotonic() + seconds
         for size in reversed(self._sizes):

@@ -27,6 +27,7 @@ from server.runner.not_finite import warn_of_not_finite
 
 # Graphs that are captured before the first request; those of other batch sizes follow when first met.
 GRAPHS_AT_START_S = 2.0
+_GRAPHS_MEASURED_S = 0.5
 
 
 def build_gpu_runner(
@@ -67,12 +68,16 @@ def build_gpu_runner(
         runner = runner_with(limits.blocks_per_seq)
         for num_tokens in _profiled_sizes(limits.max_num_batched_tokens):
             runner.profile(num_tokens)
-        runner.warm_up(0)
+        num_first = runner.warm_up(0)  # the largest one, whose memory the others share
+        after_steps = _used_bytes(device)
+        num_more = runner.warm_up(_GRAPHS_MEASURED_S) - num_first
         measured = Measured(
             total=torch.cuda.mem_get_info(device)[1],
             others=others,
             weights=after_weights - others,
-            workspace=_used_bytes(device) - after_weights - limits.blocks_per_seq * size,
+            workspace=after_steps - after_weights - limits.blocks_per_seq * size,
+            graph=max(0, _used_bytes(device) - after_steps) // max(1, num_more),
+            max_graphs=runner.max_graphs,
         )
         del runner
         gc.collect()
@@ -94,7 +99,8 @@ def build_gpu_runner(
         plan.num_blocks,
         gpt_config.vocab_size,
         fingerprint.result(),
-        lines + plan.lines(),
+        [*lines, plan.left_line],
+        plan.parts,
         warn_of_not_finite(checkpoint),
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.budget import Part, shown
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
-from server.runner.memory import shown
 
 _GIB = 1 << 30
 
@@ -18,11 +18,17 @@ class Measured:
     total: int  # of the GPU
     others: int  # in use before we began: other processes, and our own CUDA context
     weights: int
-    workspace: int  # activations, rows, logits, graphs: what the largest steps left allocated
+    workspace: int  # activations, rows, logits: what the largest steps left allocated
+    graph: int = 0  # one captured graph, the mean of some
+    max_graphs: int = 0  # captured in the end
+
+    @property
+    def graphs(self) -> int:
+        return self.graph * self.max_graphs
 
     @property
     def used(self) -> int:
-        return self.others + self.weights + self.workspace
+        return self.others + self.weights + self.workspace + self.graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +38,27 @@ class GpuMemoryPlan:
     num_blocks: int
     block_size: int
 
-    def lines(self) -> list[str]:
-        """The memory table, for people."""
-        found, kv_bytes = self.measured, self.num_blocks * self.block_bytes
-        tokens = self.num_blocks * self.block_size
-        rows = [
-            ("in use", found.others, "before we began"),
-            ("weights", found.weights, ""),
-            ("workspace", found.workspace, "activations, rows, logits and graphs, measured"),
-            ("KV cache", kv_bytes, f"{self.num_blocks:,} blocks hold {tokens:,} tokens"),
-            ("left free", found.total - found.used - kv_bytes, f"of {shown(found.total)}"),
-        ]
-        return [f"{name:<10} {shown(size):>10}   {note}".rstrip() for name, size, note in rows]
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All of the GPU's memory that is ours; `graphs` of them are allocated as they are captured."""
+        found, tokens = self.measured, self.num_blocks * self.block_size
+        kv_note = f"{self.num_blocks:,} blocks hold {tokens:,} tokens"
+        graphs_note = f"room for all {found.max_graphs}, by the size of the first ones"
+        return (
+            Part("weights", found.weights, "measured"),
+            Part("workspace", found.workspace, "activations, rows, logits, logprobs: measured"),
+            Part("graphs", found.graphs, graphs_note),
+            Part("kv_cache", self.num_blocks * self.block_bytes, kv_note),
+        )
+
+    @property
+    def left_line(self) -> str:
+        found = self.measured
+        left = found.total - found.used - self.num_blocks * self.block_bytes
+        return (
+            f"left free of the GPU's {shown(found.total)}: {shown(left)}; in use before we began: "
+            f"{shown(found.others)}"
+        )
 
 
 def plan_gpu_memory(

@@ -105,6 +105,10 @@ class GpuRunner:
                 return self._run_graph(runs, failed)
             return self._run_launches(runs, failed)
 
+    @property
+    def max_graphs(self) -> int:
+        return self._graphs.max_graphs
+
     def warm_up(self, seconds: float) -> int:
         """Compile what decode steps need and capture graphs for so long; returns how many there are."""
         with torch.inference_mode(), self._queue.running():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server.config import EngineConfig, Limits
@@ -43,9 +45,15 @@ def test_one_sequence_of_full_length_fits_or_it_is_an_error() -> None:
 
 
 def test_the_table_adds_up() -> None:
-    lines = plan(kv_cache_gib=2).lines()
-    assert [line.split("  ")[0] for line in lines] == [
-        "in use", "weights", "workspace", "KV cache", "left free",
-    ]  # fmt: skip
-    assert "3,640 blocks hold 58,240 tokens" in lines[3]
-    assert "76.25 GiB   of 80.00 GiB" in lines[4]
+    found = plan(kv_cache_gib=2)
+    assert [part.name for part in found.parts] == ["weights", "workspace", "graphs", "kv_cache"]
+    assert "3,640 blocks hold 58,240 tokens" in found.parts[3].note
+    assert found.left_line.startswith("left free of the GPU's 80.00 GiB: 76.25 GiB")
+
+
+def test_all_graphs_have_room_before_the_cache_takes_the_rest() -> None:
+    with_graphs = replace(MEASURED, graph=4 << 20, max_graphs=111)
+    found, without = plan(with_graphs), plan()
+    assert found.parts[2].max_bytes == 111 * (4 << 20)
+    lost = (without.num_blocks - found.num_blocks) * BLOCK_BYTES
+    assert abs(lost - 111 * (4 << 20)) < BLOCK_BYTES

@@ -1,0 +1,31 @@
+"""What all open requests may come to in memory, by estimate: from their submission until their replies
+have been taken. Knows no request; whoever has one says what it may need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.budget import MAX_OPEN_BYTES
+
+
+class OpenRequests:
+    def __init__(self, max_bytes: int = MAX_OPEN_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+
+    def has_room(self, num_bytes: int) -> bool:
+        return self.num_bytes + num_bytes <= self.max_bytes
+
+    def enter(self, num_bytes: int) -> Callable[[], None]:
+        """Returns what is to be called when it is over; a second call does nothing."""
+        self.num_bytes += num_bytes
+        is_over = False
+
+        def leave() -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self.num_bytes -= num_bytes
+
+        return leave

@@ -29,6 +29,7 @@ from server.api.http.request_log import RequestLogMiddleware
 from server.api.http.slow_readers import STATE, SlowReaders
 from server.api.kept.kept_runs import KeptRuns
 from server.api.metrics.metrics import Metrics, Queue
+from server.api.request.long_work import bodies, texts
 from server.api.routes.admission_door import AdmissionDoor
 from server.api.routes.completions import CompletionsRoute
 from server.api.routes.health import Progress, health_router
@@ -74,6 +75,8 @@ def create_app(
     kept = KeptRuns(resume_bytes, bytes_each=_KEPT_BYTES)
     metrics.watch(Queue("kept_runs", lambda: kept.num_bytes, kept.max_bytes))
     metrics.watch(Queue("unread_outputs", lambda: engine.unread.num_bytes, engine.unread.max_bytes))
+    metrics.watch(Queue("long_bodies", lambda: bodies.num_bytes, bodies.max_bytes))
+    metrics.watch(Queue("long_texts", lambda: texts.num_bytes, texts.max_bytes))
     metrics.watch_streams(lambda: kept.num_streams)
     slow_readers = SlowReaders()
     metrics.watch_slow_readers(lambda: slow_readers.num_closed)

@@ -6,6 +6,7 @@ Knows no HTTP.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import Protocol
 
 from server.api.http.limits import HttpLimits, connection_limit
@@ -29,7 +30,15 @@ REASONS = (
 )
 
 
+_NUM_LOOKED_AT = 16  # idle connections, for one that has taken its last answer
+
+
 class Connection(Protocol):
+    @property
+    def num_unsent_bytes(self) -> int:
+        """Of what it has been answered."""
+        ...
+
     def evict(self) -> None:
         """It is ended at once; nobody is served on it."""
         ...
@@ -42,7 +51,9 @@ class Connections:
         self.limits = limits or HttpLimits(max_connections=connection_limit())
         self.refused = Counter(dict.fromkeys(REASONS, 0))
         self._num_explaining = 0  # connections over the limit that are told so
-        self.num_unfinished_bytes = 0  # of requests that have not arrived whole
+        self.num_unfinished_bytes = (
+            0  # of requests that have not arrived whole, or wait for their turn
+        )
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # no request in progress; the longest idle first
         self._receiving: dict[Connection, float] = {}  # since when; the longest first
@@ -61,7 +72,8 @@ class Connections:
 
     def _make_place(self, now: float) -> bool:
         if self._idle:
-            connection = next(iter(self._idle))
+            longest = list(islice(self._idle, _NUM_LOOKED_AT))
+            connection = next((each for each in longest if not each.num_unsent_bytes), longest[0])
         elif self._receiving:
             connection, since = next(iter(self._receiving.items()))
             if now - since < self.limits.evictable_s:

@@ -23,14 +23,13 @@ class HttpLimits:
     min_chunk_bytes: int = 64
     max_chunk_extra_bytes: int = 16 << 10  # extensions and trailers of a body, together
     max_waiting_requests: int = 16  # behind the one that is being answered, on one connection
-    max_waiting_bytes: int = 1 * _MIB  # of their bodies
-    max_unfinished_bytes: int = (
-        256 * _MIB
-    )  # of requests that have not arrived whole, all connections
+    max_waiting_bytes: int = 1 * _MIB  # of them
+    # of all connections' requests that have not arrived whole, or wait behind another
+    max_unfinished_bytes: int = 256 * _MIB
     receive_s: float = 10.0  # from a request's first byte to its last
     silent_s: float = 10.0  # from the connection to its first byte
     linger_s: float = 0.5  # for a client that still sends to read why it was refused
-    max_linger_bytes: int = 1 * _MIB  # that are passed over meanwhile
+    max_linger_bytes: int = 4 * _MIB  # that are passed over meanwhile: a whole body
     evictable_s: float = (
         1.0  # a request that takes longer to arrive gives way when all places are taken
     )

@@ -5,6 +5,7 @@ time, and our words where uvicorn would use its own.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, cast
 
 import httptools
@@ -49,8 +50,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._gentle: GentleTransport = None  # type: ignore[assignment]
         self._framing: Framing | None = None  # of the head that has just come whole
         self._is_unfinished = False  # bytes have come of a request that has not come whole
-        self._num_unfinished = 0  # as the sum over all connections has them
-        self._num_waiting_bytes = 0  # of the bodies of requests that wait for their turn
+        self._num_counted_bytes = 0  # as the sum over all connections has them
+        self._waiting_bytes: deque[int] = deque()  # of the requests in the pipeline, in its order
         self._may_keep_alive = True  # behind the request that is being received
         self._is_deaf = False  # whatever comes is passed over
         self._deferred: bytes | None = None  # a refusal, for when all before it is answered
@@ -76,11 +77,18 @@ class ServingHttpProtocol(StreamingHttpProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
         self._gentle.cancel()
-        self._count_unfinished(0)
+        self._is_unfinished = False
+        self._waiting_bytes.clear()
+        self._count_bytes()
         self._all.leave(self)
         if self._is_counted_refusing:
             self._all.has_explained()
+        self._unset_keepalive_if_required()  # uvicorn keeps it where there was a reset
         super().connection_lost(exc)
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        return self.flow.connection.num_unsent_bytes
 
     def evict(self) -> None:
         """A new connection needs its place; nobody is served on this one."""
@@ -126,6 +134,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         else:
             if not self._reader.is_between:
                 self._note_unfinished()
+            if self._is_unfinished or self._waiting_bytes:
+                self._check_memory()
 
     def _take(self, data: bytes, at: int) -> int:
         reader = self._reader
@@ -166,13 +176,20 @@ class ServingHttpProtocol(StreamingHttpProtocol):
                 self._all.on_unfinished(self, self.loop.time())
         if self._reader.has_head:  # its response may end before its body has come
             self.cycle.transport = cast(asyncio.Transport, self._gentle)
-        self._count_unfinished(self._reader.num_bytes)
-        if self._all.num_unfinished_bytes > self._limits.max_unfinished_bytes:
+
+    def _check_memory(self) -> None:
+        self._count_bytes()
+        is_too_much = self._all.num_unfinished_bytes > self._limits.max_unfinished_bytes
+        if is_too_much and not self._is_deaf:
             self._refuse(TOO_MANY_BYTES)
 
-    def _count_unfinished(self, num_bytes: int) -> None:
-        self._all.num_unfinished_bytes += num_bytes - self._num_unfinished
-        self._num_unfinished = num_bytes
+    def _count_bytes(self) -> None:
+        """Of what has not come whole, and of what waits behind an answer that its client may not read."""
+        num_bytes = sum(self._waiting_bytes)
+        if self._is_unfinished:
+            num_bytes += self._reader.num_bytes
+        self._all.num_unfinished_bytes += num_bytes - self._num_counted_bytes
+        self._num_counted_bytes = num_bytes
 
     # Requests
 
@@ -211,6 +228,10 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         if self._is_waiting(self.cycle):
             # uvicorn would stop reading, and not see that the client leaves; what waits is bounded here
             self.flow.resume_reading()
+            num_bytes = len(self.url) + sum(
+                [len(name) + len(value) for name, value in self.headers]
+            )
+            self._waiting_bytes.appendleft(num_bytes)
         if framing.length > self._limits.max_body_bytes:
             self._all.refused["body"] += 1  # by its route, in a moment
         self._framing = framing
@@ -220,8 +241,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
             super().on_body(body)
             return
         self.cycle.body += body
-        self._num_waiting_bytes += len(body)
-        if self._num_waiting_bytes > self._limits.max_waiting_bytes:
+        self._waiting_bytes[0] += len(body)
+        if sum(self._waiting_bytes) > self._limits.max_waiting_bytes:
             raise Refused(TOO_MUCH_PIPELINED)
 
     def on_message_complete(self) -> None:
@@ -240,7 +261,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
 
     def _end_unfinished(self) -> None:
         self._is_unfinished = False
-        self._count_unfinished(0)
+        self._count_bytes()
         self._all.on_finished(self)
 
     def _is_waiting(self, cycle: RequestResponseCycle) -> bool:
@@ -253,11 +274,22 @@ class ServingHttpProtocol(StreamingHttpProtocol):
             self.server_state.total_requests += 1
             self._end_with(self._deferred)
             return
+        if self._gentle.has_ended:  # uvicorn would begin the next one, for nobody
+            self.server_state.total_requests += 1
+            if not self.transport.is_closing():
+                self.flow.resume_reading()  # to pass over what still comes
+            return
         super().on_response_complete()
-        if not self.pipeline:
-            self._num_waiting_bytes = 0
-            if self._reader.is_between and not self._is_answering():
-                self._all.on_idle(self)
+        if len(self._waiting_bytes) > len(self.pipeline):
+            self._waiting_bytes.pop()
+            self._count_bytes()
+        if self._is_answering():
+            return
+        if self._reader.is_between:
+            self._all.on_idle(self)
+        else:  # the next one has begun: it has its own deadline
+            self._unset_keepalive_if_required()
+            self._all.on_unfinished(self, self.loop.time())
 
     def _is_answering(self) -> bool:
         """A request other than the one that is being received has no whole answer yet."""
@@ -288,6 +320,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         cycle.message_event.set()
         if self._is_waiting(cycle):
             self.pipeline.popleft()
+            self._waiting_bytes.popleft()
 
     def _refusal_bytes(self, refusal: Refusal) -> bytes:
         headers = self.headers or ()

@@ -32,7 +32,7 @@ class Connection:
 
     def look(self, now_s: float) -> bool:
         """Whether it takes something, or there is nothing to take."""
-        num_waiting = self._num_unsent_bytes()
+        num_waiting = self.num_unsent_bytes
         if num_waiting == 0:
             self._since_s = None
             return True
@@ -43,7 +43,8 @@ class Connection:
             self._since_s = now_s
         return now_s - self._since_s < CUT_AFTER_S
 
-    def _num_unsent_bytes(self) -> int:
+    @property
+    def num_unsent_bytes(self) -> int:
         try:
             return self._transport.get_write_buffer_size()
         except (

@@ -16,7 +16,7 @@ from server.api.kept.idempotency import Idempotency
 from server.api.kept.kept_runs import KeptRuns
 from server.api.metrics.budget import Queue
 from server.api.metrics.metrics import Metrics
-from server.api.request.long_work import num_jobs
+from server.api.request.long_work import bodies, texts
 from server.budget import SEQUENCE_BYTES
 
 # Measured: 13 KB of an idle one that has been answered once; one that is being answered needs more.
@@ -40,6 +40,18 @@ def watch_door(metrics: Metrics, connections: Connections, slow_readers: SlowRea
             lambda: connections.num_request_bytes,
             limits.max_request_bytes,
             "heads and bodies, until they are answered",
+        ),
+        Queue(
+            "long_bodies",
+            lambda: bodies.num_bytes,
+            bodies.max_bytes,
+            "as they are parsed, one at a time",
+        ),
+        Queue(
+            "long_texts",
+            lambda: texts.num_bytes,
+            texts.max_bytes,
+            "as they are tokenized, one at a time",
         ),
         Queue(
             "unsent_replies",
@@ -107,8 +119,6 @@ def watch_counts(
             idempotency.__len__,
         ),
         ("idempotency_entries_limit", "Most that there may be.", lambda: max_entries),
-        ("long_work_jobs", "Long bodies and texts that wait for the thread.", num_jobs),
-        ("long_work_jobs_limit", "Most that there may be.", lambda: max_requests),
         ("open_sequences_limit", "Most that may be open.", lambda: max_sequences),
     ):
         metrics.watch_gauge(name, text, value)

@@ -178,3 +178,25 @@ def test_the_limit_leaves_half_of_the_descriptors(monkeypatch: pytest.MonkeyPatc
     for soft, limit in ((1024, 512), (1 << 20, 8192), (resource.RLIM_INFINITY, 8192)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert connection_limit() == limit
+
+
+def test_who_has_not_taken_its_answer_gives_way_last() -> None:
+    connections = Connections(HttpLimits(max_connections=3))
+    reading, done, other = _Client(num_unsent_bytes=1), _Client(), _Client()
+    for client in (reading, done, other):
+        assert connections.admit(client, 0.0)
+    assert connections.admit(_Client(num_unsent_bytes=1), 0.0)
+    assert (reading.is_evicted, done.is_evicted, other.is_evicted) == (False, True, False)
+    for _ in range(2):
+        assert connections.admit(_Client(num_unsent_bytes=1), 0.0)
+    assert other.is_evicted
+    assert reading.is_evicted  # there is nobody else: a crowd of such keeps nobody out
+
+
+class _Client:
+    def __init__(self, num_unsent_bytes: int = 0) -> None:
+        self.num_unsent_bytes = num_unsent_bytes
+        self.is_evicted = False
+
+    def evict(self) -> None:
+        self.is_evicted = True

@@ -77,8 +77,6 @@ _OURS = {
             "idempotency_entries",
             "idempotency_entries_limit",
             "kept_streams",
-            "long_work_jobs",
-            "long_work_jobs_limit",
             "max_connections",
             "memory_bytes",
             "memory_limit_bytes",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -97,3 +99,19 @@ def test_a_crowd_without_handshakes_keeps_nobody_out(
             (answer,) = ask(app, trusting, get(b"/version", b"Connection: close"))
             assert answer.status == 200
         assert app.connections.num_open <= _MAX
+
+
+def test_without_a_descriptor_for_it_nobody_has_a_place(
+    app: ServedApp, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", fail)
+        with connected(app) as refused:
+            with contextlib.suppress(ConnectionResetError):
+                assert refused.recv(1) == b""
+            assert app.connections.num_open == 0
+    (answer,) = ask(app, trusting, get(b"/version", b"Connection: close"))
+    assert answer.status == 200

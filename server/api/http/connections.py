@@ -6,6 +6,7 @@ Knows no HTTP.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import Protocol
 
 from server.api.http.arrivals import Arrivals
@@ -30,7 +31,15 @@ REASONS = (
 )
 
 
+_NUM_LOOKED_AT = 16  # idle connections, for one that has taken its last answer
+
+
 class Connection(Protocol):
+    @property
+    def num_unsent_bytes(self) -> int:
+        """Of what it has been answered."""
+        ...
+
     def evict(self) -> None:
         """It is ended at once; nobody is served on it."""
         ...
@@ -68,7 +77,8 @@ class Connections:
 
     def _make_place(self, now: float) -> bool:
         if self._idle:
-            connection = next(iter(self._idle))
+            longest = list(islice(self._idle, _NUM_LOOKED_AT))
+            connection = next((each for each in longest if not each.num_unsent_bytes), longest[0])
         elif self._receiving:
             connection, since = next(iter(self._receiving.items()))
             if now - since < self.limits.evictable_s:

@@ -35,9 +35,19 @@ class GentleTransport:
         self.has_ended = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
-            self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
+            self._linger()
         else:  # TLS has its own last words
             self._transport.close()
+
+    def _linger(self) -> None:
+        self._timer = self._loop.call_later(self._limits.linger_s, self._end)
+
+    def _end(self) -> None:
+        """Unless it is still being sent: who takes none of that is cut by others, as a slow reader."""
+        if not self._transport.is_closing() and self._transport.get_write_buffer_size():
+            self._linger()
+        else:
+            self._transport.abort()
 
     def pass_over(self, num_bytes: int) -> bool:
         """False: that was too much of it."""

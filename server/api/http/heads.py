@@ -28,6 +28,8 @@ _LINE = re.compile(rb"[A-Z-]+ [\x21-\x7e]+ HTTP/1\.([01])")
 # RFC 9112, section 3.2: reg-name, IPv4 or [IPv6], with a port; what browsers send besides is not more
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 
+_MAX_LENGTH_DIGITS = 20  # of 64 bits, as llhttp has them
+
 
 @dataclass(frozen=True, slots=True)
 class Framing:
@@ -59,6 +61,10 @@ def check_headers(headers: Headers, *, is_1_1: bool) -> Framing:
             if not _HOST.fullmatch(value.strip()):
                 raise Refused(BAD_HOST)
         elif name == b"content-length":
+            if (
+                len(value) > _MAX_LENGTH_DIGITS
+            ):  # zeros in front, which int() would not take in thousands
+                raise Refused(BAD_FRAMING)
             framing = Framing(length=int(value))
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked" or not is_1_1:

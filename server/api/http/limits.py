@@ -23,14 +23,14 @@ class HttpLimits:
     min_chunk_bytes: int = 64
     max_chunk_extra_bytes: int = 16 << 10  # extensions and trailers of a body, together
     max_waiting_requests: int = 16  # behind the one that is being answered, on one connection
-    max_waiting_bytes: int = 1 * _MIB  # of their bodies
+    max_waiting_bytes: int = 1 * _MIB  # of them
     # Of requests of all connections: those that arrive, and those that are answered. A body that is read
     # takes several times its bytes for a moment; bodies of over 64 KiB are read one at a time.
     max_request_bytes: int = 256 * _MIB
     receive_s: float = 10.0  # from a request's first byte to its last
     silent_s: float = 10.0  # from the connection to its first byte
     linger_s: float = 0.5  # for a client that still sends to read why it was refused
-    max_linger_bytes: int = 1 * _MIB  # that are passed over meanwhile
+    max_linger_bytes: int = 4 * _MIB  # that are passed over meanwhile: a whole body
     evictable_s: float = (
         1.0  # a request that takes longer to arrive gives way when all places are taken
     )

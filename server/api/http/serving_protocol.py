@@ -5,6 +5,7 @@ time, and our words where uvicorn would use its own.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, cast
 
 import httptools
@@ -60,7 +61,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._is_unfinished = False  # bytes have come of a request that has not come whole
         self._arrival: Arrival | None = None  # of the request whose head came last
         self._num_unfinished = 0  # as the sum over all connections has them
-        self._num_waiting_bytes = 0  # of the bodies of requests that wait for their turn
+        self._waiting_bytes: deque[int] = deque()  # of the requests in the pipeline, in its order
         self._may_keep_alive = True  # behind the request that is being received
         self._is_deaf = False  # whatever comes is passed over
         self._deferred: bytes | None = None  # a refusal, for when all before it is answered
@@ -87,12 +88,18 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         self._deadline.cancel()
         self._gentle.cancel()
         self._count_unfinished(0)
+        self._waiting_bytes.clear()
         self._all.leave(self)
         for cycle, _ in self.pipeline:  # which nobody will be asked to answer
             release(cycle.scope)
         if self._is_counted_refusing:
             self._all.has_explained()
+        self._unset_keepalive_if_required()  # uvicorn keeps it where there was a reset
         super().connection_lost(exc)
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        return self.flow.connection.num_unsent_bytes
 
     def evict(self) -> None:
         """A new connection needs its place; nobody is served on this one."""
@@ -243,6 +250,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         if self._is_waiting(self.cycle):
             # uvicorn would stop reading, and not see that the client leaves; what waits is bounded here
             self.flow.resume_reading()
+            self._waiting_bytes.appendleft(self._reader.num_head_bytes)
         if framing.length > self._limits.max_body_bytes:
             self._all.refused["body"] += 1  # by its route, in a moment
         self._framing = framing
@@ -255,8 +263,8 @@ class ServingHttpProtocol(StreamingHttpProtocol):
             super().on_body(body)
             return
         self.cycle.body += body
-        self._num_waiting_bytes += len(body)
-        if self._num_waiting_bytes > self._limits.max_waiting_bytes:
+        self._waiting_bytes[0] += len(body)
+        if sum(self._waiting_bytes) > self._limits.max_waiting_bytes:
             raise Refused(TOO_MUCH_PIPELINED)
 
     def on_message_complete(self) -> None:
@@ -290,11 +298,21 @@ class ServingHttpProtocol(StreamingHttpProtocol):
             self.server_state.total_requests += 1
             self._end_with(self._deferred)
             return
+        if self._gentle.has_ended:  # uvicorn would begin the next one, for nobody
+            self.server_state.total_requests += 1
+            if not self.transport.is_closing():
+                self.flow.resume_reading()  # to pass over what still comes
+            return
         super().on_response_complete()
-        if not self.pipeline:
-            self._num_waiting_bytes = 0
-            if self._reader.is_between and not self._is_answering():
-                self._all.on_idle(self)
+        if len(self._waiting_bytes) > len(self.pipeline):
+            self._waiting_bytes.pop()
+        if self._is_answering():
+            return
+        if self._reader.is_between:
+            self._all.on_idle(self)
+        else:  # the next one has begun: it has its own deadline
+            self._unset_keepalive_if_required()
+            self._all.on_unfinished(self, self.loop.time())
 
     def _is_answering(self) -> bool:
         """A request other than the one that is being received has no whole answer yet."""
@@ -325,6 +343,7 @@ class ServingHttpProtocol(StreamingHttpProtocol):
         cycle.message_event.set()
         if self._is_waiting(cycle):
             self.pipeline.popleft()
+            self._waiting_bytes.popleft()
 
     def _refusal_bytes(self, refusal: Refusal) -> bytes:
         headers = self.headers or ()

@@ -27,14 +27,13 @@ class Connection:
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
         self._num_waiting = 0
-        self.num_unsent_bytes = 0  # when it was read last
         self._num_acked = -1
         self._since_s: float | None = None  # None: nothing waits
         self.is_too_slow = False
 
     def look(self, now_s: float) -> bool:
         """Whether it takes something, or there is nothing to take."""
-        num_waiting = self.read_unsent_bytes()
+        num_waiting = self.num_unsent_bytes
         if num_waiting == 0:
             self._since_s = None
             return True
@@ -45,14 +44,13 @@ class Connection:
             self._since_s = now_s
         return now_s - self._since_s < CUT_AFTER_S
 
-    def read_unsent_bytes(self) -> int:
-        """Sets `num_unsent_bytes`."""
+    @property
+    def num_unsent_bytes(self) -> int:
         try:
-            self.num_unsent_bytes = self._transport.get_write_buffer_size()
+            return self._transport.get_write_buffer_size()
         except RuntimeError:
             # uvloop's, between the loss of a connection and the call that tells of it
-            self.num_unsent_bytes = 0
-        return self.num_unsent_bytes
+            return 0
 
     def cut(self) -> None:
         """With a reset: what the kernel holds for it goes, too."""
@@ -74,7 +72,7 @@ class SlowReaders:
     @property
     def num_bytes(self) -> int:
         """That wait for all of them at the moment."""
-        return sum([connection.read_unsent_bytes() for connection in self._connections])
+        return sum([connection.num_unsent_bytes for connection in self._connections])
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)

@@ -43,14 +43,22 @@ class TlsDoor(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """`start_tls` would lose a first packet that comes at once: uvloop reads whatever is said here."""
-        if self._all.admit(self, self._loop.time()):
+        try:
             sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-            self._task = self._loop.create_task(self._shake_hands(sock))
-            self._handshakes.add(self._task)
-            self._task.add_done_callback(self._handshakes.discard)
+        except OSError:  # no descriptor is left, or the client
+            self._all.refused["handshake"] += 1
         else:
-            self._all.refused["connections"] += 1
+            self._admit(sock)
         transport.abort()  # its own descriptor only
+
+    def _admit(self, sock: socket.socket) -> None:
+        if not self._all.admit(self, self._loop.time()):
+            self._all.refused["connections"] += 1
+            sock.close()
+            return
+        self._task = self._loop.create_task(self._shake_hands(sock))
+        self._handshakes.add(self._task)
+        self._task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, sock: socket.socket) -> None:
         limits = self._all.limits
@@ -66,6 +74,10 @@ class TlsDoor(asyncio.Protocol):
             self._all.refused["handshake"] += 1
         finally:
             self._all.leave(self)
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        return 0
 
     def evict(self) -> None:
         if self._task is not None:

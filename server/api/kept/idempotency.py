@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from server.api.kept.kept_runs import Kept
-from server.api.request.long_work import off_loop
+from server.api.request.long_work import bodies
 from server.errors import EngineGoneError, RequestError
 
 HEADER = "Idempotency-Key"
@@ -112,4 +112,4 @@ def idempotency_value(values: Sequence[str]) -> str | None:
 async def digest_of(body: bytes) -> bytes:
     if len(body) <= _OFF_LOOP_BYTES:
         return hashlib.sha256(body).digest()
-    return await off_loop(lambda: hashlib.sha256(body).digest())
+    return await bodies.run(len(body), lambda: hashlib.sha256(body).digest())

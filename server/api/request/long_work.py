@@ -1,4 +1,4 @@
-"""Work on long bodies and texts, away from the event loop: one thread, which gives way to the engine.
+"""Work on long bodies and texts, away from the event loop: a thread for each, which gives way to the engine.
 
 What runs here holds up the loop only while it keeps the GIL: tiktoken gives it up, Python code and the JSON
 parsers do not; who uses them should work in parts, with a `pause` between them.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from server.errors import RequestError
 
 # Added to that of this thread alone: Linux keeps it by thread. Not 19: where all cores are busy such a thread
 # is put aside for tens of milliseconds, also while it has the GIL, and then the loop waits for it. With 1 MB
@@ -30,23 +33,34 @@ def _give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MAX_NICENESS))
 
 
-_num_jobs = 0
-_pool = ThreadPoolExecutor(1, thread_name_prefix="long-work", initializer=_give_way)
+class Line:
+    """One thread, and what waits for it."""
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self._pool = ThreadPoolExecutor(1, f"long-work-{name}", initializer=_give_way)
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+
+    async def run(self, num_bytes: int, function: Callable[..., _Result], *args: object) -> _Result:
+        """`function(*args)`, which has so much to read, behind what was given before; raises what it
+        raises, and RequestError where too much waits."""
+        if self.num_bytes and self.num_bytes + num_bytes > self.max_bytes:
+            raise RequestError(
+                "The server has too many long texts to read; try again in a moment.",
+                code="server_overloaded",
+                status=503,
+                retry_after_s=random.randint(2, 10),
+            )
+        self.num_bytes += num_bytes
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        finally:
+            self.num_bytes -= num_bytes
 
 
-async def off_loop(function: Callable[..., _Result], *args: object) -> _Result:
-    """`function(*args)`, behind what was given before; raises what it raises."""
-    global _num_jobs  # as the pool is the process's
-    _num_jobs += 1
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_pool, function, *args)
-    finally:
-        _num_jobs -= 1
-
-
-def num_jobs() -> int:
-    """Given and not done; each belongs to a request, whose bytes are counted where it arrived."""
-    return _num_jobs
+# Apart: a megabyte of JSON takes some 20 ms, one of letters without a blank a second to tokenise.
+bodies = Line("bodies", 64 << 20)
+texts = Line("texts", 16 << 20)
 
 
 def pause() -> None:

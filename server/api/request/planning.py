@@ -15,7 +15,7 @@ from typing import TypeVar
 from server.api.failures import GrammarField
 from server.api.request.grammars import grammar_field_of, grammar_of
 from server.api.request.long_prompt import MAX_PROMPTS
-from server.api.request.long_work import off_loop
+from server.api.request.long_work import texts
 from server.api.request.open_bytes import open_bytes
 from server.api.request.prompts import given_prompts, read_prompts
 from server.api.request.protocol import CompletionRequest, StreamOptions
@@ -140,7 +140,7 @@ async def _where_it_fits(num_chars: int, read: Callable[[], _T]) -> _T:
         return read()
     if num_chars <= _LONG_WORK_CHARS:
         return await asyncio.get_running_loop().run_in_executor(None, read)
-    return await off_loop(read)
+    return await texts.run(num_chars, read)
 
 
 def _check_cost(

@@ -29,7 +29,7 @@ from server.api.reply.request_view import RequestView
 from server.api.reply.responses import CompletionResponse
 from server.api.reply.run import Run
 from server.api.request.body import read_json_body
-from server.api.request.long_work import off_loop
+from server.api.request.long_work import bodies
 from server.api.request.parsing import parse_completion
 from server.api.request.planning import MAX_COST, MAX_SEQUENCES, Plan, plan
 from server.api.request.prompts import given_prompts
@@ -219,4 +219,4 @@ def _asks_for_ids(request: Request) -> bool:
 async def _parse(body: bytes) -> CompletionRequest:
     if len(body) <= _OFF_LOOP_BYTES:
         return parse_completion(body)
-    return await off_loop(parse_completion, body)
+    return await bodies.run(len(body), parse_completion, body)

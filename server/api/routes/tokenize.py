@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from server.api.engine_client import EngineClient
 from server.api.reply.json_parts import JsonPartsResponse, item_parts
 from server.api.request.body import read_json_body
 from server.api.request.crowds import refuse_crowds
-from server.api.request.long_work import off_loop
+from server.api.request.long_work import Line, bodies, texts
 from server.api.request.protocol import TokenIds
 from server.api.request.strict_body import parse_strict
 from server.api.routes.completions import unknown_model
@@ -24,6 +25,7 @@ from server.tokenizer import Tokenizer
 from server.tokenizer.encoding import PackedIds
 
 _OFF_LOOP_BYTES = 4096  # more take over half a millisecond: not on the event loop
+_LONG_BYTES = 1 << 16  # more wait behind each other
 _PART_IDS = 256  # of a reply: a part takes some 0.1 ms with strings
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 _EXPECTED = {
@@ -101,7 +103,7 @@ def tokenize_router(model_name: str, tokenizer: Tokenizer, engine: EngineClient)
         check_model(asked.model)
         if engine.info is None:
             raise EngineGoneError("The engine is not connected.")
-        ids = await _maybe_off_loop(len(body), _ids, tokenizer, asked.prompt)
+        ids = await _maybe_off_loop(texts, len(body), _ids, tokenizer, asked.prompt)
         strings = tokenizer if asked.return_token_strs else None
         return JsonPartsResponse(_tokenized(ids, engine.info.max_model_len, strings))
 
@@ -110,7 +112,7 @@ def tokenize_router(model_name: str, tokenizer: Tokenizer, engine: EngineClient)
         body = await read_json_body(request)
         asked = await _parsed(DetokenizeRequest, body)
         check_model(asked.model)
-        reply = await _maybe_off_loop(len(body), _detokenized, tokenizer, asked.tokens)
+        reply = await _maybe_off_loop(texts, len(body), _detokenized, tokenizer, asked.tokens)
         return Response(reply, media_type="application/json")
 
     @get_route(router, "/tokenizer_info")
@@ -121,7 +123,7 @@ def tokenize_router(model_name: str, tokenizer: Tokenizer, engine: EngineClient)
 
 
 async def _parsed(kind: type[Any], body: bytes) -> Any:
-    return await _maybe_off_loop(len(body), _parse, kind, body)
+    return await _maybe_off_loop(bodies, len(body), _parse, kind, body)
 
 
 def _parse(kind: type[Any], body: bytes) -> Any:
@@ -129,10 +131,12 @@ def _parse(kind: type[Any], body: bytes) -> Any:
     return parse_strict(kind, body, _EXPECTED)
 
 
-async def _maybe_off_loop(num_bytes: int, function: Any, *arguments: Any) -> Any:
+async def _maybe_off_loop(line: Line, num_bytes: int, function: Any, *arguments: Any) -> Any:
     if num_bytes <= _OFF_LOOP_BYTES:
         return function(*arguments)
-    return await off_loop(function, *arguments)
+    if num_bytes <= _LONG_BYTES:
+        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    return await line.run(num_bytes, function, *arguments)
 
 
 def _ids(tokenizer: Tokenizer, prompt: str) -> PackedIds | list[int]:

@@ -7,13 +7,14 @@ TORCH ?= auto
 ARGS ?=
 OUT ?= benchmarks/results
 SECONDS ?= 60
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(TORCH)
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.set-up
 
-.PHONY: help setup serve test sim soak-sim chaos hostile fuzz clients check bench kernels gpu
+.PHONY: help setup serve test sim soak-sim chaos hostile fuzz clients check bench soak kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,6 +64,9 @@ check: $(STAMP) ## formatting, lint, types, import contracts, what is forbidden
 
 bench: $(STAMP) ## measure; writes tables, JSON and plots to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP) ## look for what grows, under mixed and hostile load with kills, for MINUTES=30
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --out $(OUT) $(ARGS)
 
 kernels: $(STAMP) ## compile the GPU kernels for every chip, without a GPU, and check their machine code
 	@$(BIN)/python -m benchmarks.kernels.compile $(ARGS)

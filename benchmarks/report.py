@@ -52,6 +52,7 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     plot: Callable[[Any], None] | None = None  # draws onto matplotlib axes
+    program: str = "python -m benchmarks"  # whose arguments repeat it
 
     def add(self, *row: Any) -> None:
         self.rows.append(row)
@@ -91,7 +92,7 @@ class Report:
         return {
             "benchmark": self.name,
             "title": self.title,
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": " ".join([self.program, *sys.argv[1:]]),
             "commit": _commit(),
             "machine": machine(),
             "figures": self.figures,

@@ -85,6 +85,7 @@ _OURS = {
             "parked_streams",
             "queue_bytes",
             "queue_limit_bytes",
+            "tasks",
             "waiting_prompt_tokens",
             "waiting_prompt_tokens_limit",
             "waiting_sequences",
@@ -318,3 +319,18 @@ def test_queues_have_a_limit_and_open_sequences_are_seen(
     names = [dict(labels)["queue"] for _, labels in used.samples]
     assert names and names == [dict(labels)["queue"] for _, labels in limits.samples]
     assert all(used.total(queue=name) <= limits.total(queue=name) for name in names)
+
+
+def test_a_request_has_tasks_as_long_as_it_is_open(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    def num_tasks() -> float:
+        return page_of(client)["continuo:tasks"].total()
+
+    before = num_tasks()
+    engine.script = lambda _: [97]  # then it hangs
+    with client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as stream:
+        lines = stream.iter_lines()  # kept: dropping it would hang up
+        next(lines)
+        assert num_tasks() > before
+    wait_until(lambda: num_tasks() == before)

@@ -1,0 +1,1 @@
+"""Mixed and hostile load on a real server for a long time: what grows?"""

@@ -39,6 +39,6 @@ VOLUME /var/cache/continuo
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import ssl, urllib.request as r\ntry: r.urlopen('http://127.0.0.1:8000/health', timeout=1)\nexcept Exception: r.urlopen('https://127.0.0.1:8000/health', timeout=1, context=ssl._create_unverified_context())"]
+    CMD ["python", "-m", "server", "health"]
 ENTRYPOINT ["python", "-m", "server"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -13,19 +13,22 @@ FOLDERS = ("server", "kernels", "benchmarks", ".ci")
 
 # Modules whose use is running what was sent, or templates that can.
 MODULES = {
-    "_pickle", "cPickle", "cloudpickle", "code", "codeop", "dill", "imp", "jinja2", "joblib",
-    "jsonpickle", "logging.config", "mako", "marshal", "multiprocessing", "numpy.lib.format",
-    "pickle", "pickletools", "runpy", "shelve", "torch.hub", "torch.jit", "torch.multiprocessing",
-    "torch.package", "xmlrpc", "yaml", "zmq",
+    "_pickle", "bdb", "cPickle", "cloudpickle", "code", "codeop", "concurrent.futures.ProcessPoolExecutor",
+    "concurrent.futures.process", "dill", "imp", "importlib.machinery", "jinja2", "joblib", "jsonpickle",
+    "logging.config", "logging.handlers", "mako", "marshal", "multiprocessing", "numpy.lib.format", "pdb",
+    "pickle", "pickletools", "pkgutil", "runpy", "shelve", "torch.hub", "torch.jit", "torch.multiprocessing",
+    "torch.package", "torch.serialization", "torch.utils.cpp_extension", "xmlrpc", "yaml", "zipimport", "zmq",
 }  # fmt: skip
 # Of these a server needs none: it answers, and asks nobody.
 CLIENTS = {
     "aiohttp", "ftplib", "http.client", "httpx", "huggingface_hub", "imaplib", "nntplib", "poplib",
     "requests", "smtplib", "telnetlib", "urllib.request", "urllib3", "webbrowser", "websockets",
 }  # fmt: skip
-BUILTINS = {"eval", "exec", "compile", "__import__"}
+BUILTINS = {"eval", "exec", "compile", "breakpoint", "__import__"}
 CALLS = {
-    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__", "os.system",
+    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.breakpoint", "builtins.__import__",
+    "os.system", "importlib.util.spec_from_file_location", "site.addsitedir", "timeit.timeit",
+    "torch.classes.load_library", "torch.ops.load_library",
     "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "torch.load", "torch.save",
     "asyncio.create_subprocess_shell", "types.CodeType", "types.FunctionType",
 }  # fmt: skip
@@ -61,6 +64,7 @@ class Finder(ast.NodeVisitor):
         self.name = name
         self.found = []
         self._names = {}  # local name -> what it stands for
+        self._called = set()  # looked at as calls
         self._roots = set()  # of what was imported: `torch` of torch.nn
         self._is_reader = any(name == room or name.startswith(f"{room}/") for room in READERS)
         self._modules = MODULES if name.startswith(MAY_ASK) else MODULES | CLIENTS
@@ -99,12 +103,13 @@ class Finder(ast.NodeVisitor):
         full = self._full_name(node)
         if full.split(".")[0] in self._roots:
             self._check_module(full, node)
-        if full in CALLS:
+        if full in CALLS or (full in NAMED_IMPORTS and node not in self._called):
             self._note(full, node)
         self.generic_visit(node)
 
     def visit_Call(self, node):
         full = self._full_name(node.func)
+        self._called.add(node.func)
         is_fixed = bool(node.args) and isinstance(node.args[0], ast.Constant)
         if full in NAMED_IMPORTS and not is_fixed:
             self._note(full, node)

@@ -88,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, started_at: float) -> int:
+    if args.command == "health":
+        from server.health import check_health
+
+        return check_health()
     engine = EngineConfig(**_values(EngineConfig, args))
     if args.command == "serve":
         from server.serve import serve
@@ -136,6 +140,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure any OpenAI-compatible server under load")
     if first == ["bench"]:
         _add_bench_arguments(bench)
+    commands.add_parser("health", help="exit with 0 if this user's server here is healthy, else 1")
     commands.add_parser(
         "warm-up", help="compile the CPU kernels into their cache, for a fast first start"
     )

@@ -22,6 +22,7 @@ from server.board import Board
 from server.child import ChildSpec, python_child
 from server.config import ServeConfig
 from server.errors import ConfigError
+from server.health import RUNTIME_DIR_PREFIX, note_address
 from server.startup import check_doors, check_kernels_are_ours, child_environment, resolve_serve
 from server.supervisor import Supervisor
 
@@ -41,6 +42,7 @@ def serve(config: ServeConfig, started_at: float) -> int:
     with _listen(config.host, config.port) as listener, _runtime_dir() as runtime_dir:
         address, port = listener.getsockname()[:2]
         config = replace(config, port=port)
+        note_address(runtime_dir, address, port, has_tls=bool(config.ssl_certfile))
         _warn_if_open(config, address)
         specs = _children(config, listener, runtime_dir)
         _log.info("serving %s from %s", config.served_model_name, config.engine.model)
@@ -115,7 +117,7 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
 def _runtime_dir() -> Iterator[Path]:
     """Private to this user (0700): whoever can open the sockets in it can run the engine."""
     try:
-        path = Path(tempfile.mkdtemp(prefix="continuo-"))
+        path = Path(tempfile.mkdtemp(prefix=RUNTIME_DIR_PREFIX))
     except OSError:
         raise ConfigError(
             "No directory for temporary files can be written: a read-only root needs a tmpfs at /tmp."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -120,6 +121,8 @@ def _writable_cache_dir() -> Path:
     cache_dir = Path(base) / "continuo"
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
+        if not _is_safe(cache_dir):
+            raise PermissionError(errno.EPERM, "others could write there")
         with tempfile.TemporaryFile(dir=cache_dir):
             return cache_dir
     except OSError as error:
@@ -134,8 +137,19 @@ def _writable_cache_dir() -> Path:
 def _take_along(cache_dir: Path, fallback: Path) -> None:
     """What was compiled before, into an image with a read-only root say: half a minute's work."""
     with suppress(OSError, shutil.Error):
-        if not any(fallback.iterdir()) and not cache_dir.stat().st_mode & stat.S_IWOTH:
+        if not any(fallback.iterdir()) and _is_safe(cache_dir):
             shutil.copytree(cache_dir, fallback, dirs_exist_ok=True)
+
+
+def _is_safe(cache_dir: Path) -> bool:
+    """Compiled code is run, and its index is a pickle: nobody else may have put it, or a directory, there."""
+    path = cache_dir.resolve()
+    if path.stat().st_mode & stat.S_IWOTH:
+        return False
+    return all(
+        not above.stat().st_mode & stat.S_IWOTH or below.stat().st_uid in (0, os.getuid())
+        for below, above in zip((path, *path.parents), path.parents, strict=False)
+    )
 
 
 def _private_dir(path: Path) -> Path:

@@ -12,7 +12,7 @@ import httpx
 
 _ROOTS = "|".join(map(re.escape, sorted(os.listdir("/"))))
 _LEAKS = {
-    "a path": re.compile(rf"(?<![\w./:-])/(?:{_ROOTS})(?=/)[^\s'\"]*"),
+    "a path": re.compile(rf"(?<![\w./-])/(?:{_ROOTS})(?=/)[^\s'\"]*"),
     "a source file": re.compile(r"\S+/\S+\.py\b"),
     "a traceback": re.compile(r"Traceback|File \"|most recent call"),
     "the address of an object": re.compile(r"0x[0-9a-fA-F]{4,}|<[\w. ]+ object\b"),

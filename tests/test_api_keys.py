@@ -52,6 +52,25 @@ def test_names_scopes_and_comments(path: Path) -> None:
         assert keys.find(wrong) is None
 
 
+def test_all_keys_are_compared_and_in_constant_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right or wrong, first or last: how long it takes says nothing."""
+    compared: list[bytes] = []
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append(one)
+        return one == other
+
+    names = "abcde"
+    keys = KeyFile(write(path, "".join(f"{name} {digest(name)}\n" for name in names)))
+    monkeypatch.setattr(api_keys.hmac, "compare_digest", compare_digest)
+    for key in (b"a", b"c", b"e", b"x"):
+        compared.clear()
+        assert (keys.find(key) is None) == (key == b"x")
+        assert compared == [bytes.fromhex(digest(name)) for name in names]
+
+
 @pytest.mark.parametrize(
     ("words", "limits"),
     [

@@ -15,6 +15,7 @@ from tests.clean_output import leaks_in
     [
         (f"cannot open {tempfile.gettempdir()}/continuo-x/engine-0.sock", "a path"),
         (f"read {Path.home()}/model/config.json", "a path"),
+        (f"file:{tempfile.gettempdir()}/x", "a path"),
         ("in server/api/app.py", "a source file"),
         ('  File "app.py", line 3, in x', "a traceback"),
         ("Traceback (most recent call last):", "a traceback"),

@@ -89,6 +89,31 @@ def test_what_was_compiled_into_an_unwritable_directory_is_taken_along(
     assert (taken / "kernel.nbi").read_bytes() == b"compiled"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a directory to another user")
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_cache_that_another_user_could_have_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_writable: bool
+) -> None:
+    """As with HOME=/tmp. What is compiled is run, so whoever can write it there runs code as this user."""
+    base = tmp_path / "shared"
+    base.mkdir()
+    base.chmod(0o1777)
+    cache = base / "continuo"
+    (cache / "numba").mkdir(parents=True)
+    (cache / "numba" / "kernel.nbi").write_bytes(b"theirs")
+    os.chown(cache, 12345, 12345)
+    cache.chmod(0o777 if is_writable else 0o755)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    taken = Path(child_environment()["NUMBA_CACHE_DIR"])
+    assert taken.is_relative_to(tmp_path / f"continuo-cache-{os.getuid()}")
+    assert not (taken / "kernel.nbi").exists()
+    os.chown(cache, os.getuid(), -1)
+    cache.chmod(0o755)
+    assert Path(child_environment()["NUMBA_CACHE_DIR"]) == cache / "numba"
+
+
 def test_at_least_one_core_and_no_more_than_the_affinity() -> None:
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 

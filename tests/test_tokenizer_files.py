@@ -96,6 +96,8 @@ def test_what_is_not_json_is_refused(tmp_path: Path, name: str, data: bytes) -> 
         b"!! 0\n",
         b"YQ== zero\n",
         b"YQ== 0\nYg== 0\n",
+        b"YQ== " + b"9" * 4_000_000,
+        b"YQ== 1_0\n",
         b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i - 1) for i in range(256)),
         b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i << 30) for i in range(256)),
         b"".join(b"%s %d\n" % (base64.b64encode(bytes([i % 256])), i) for i in range(257)),

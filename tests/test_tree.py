@@ -89,6 +89,26 @@ def test_nothing_of_ours_is_forbidden(
         ("import importlib; importlib.import_module(name)", "importlib.import_module"),
         ("from importlib import import_module as get; get(name)", "importlib.import_module"),
         ("import importlib; importlib.import_module('pickle')", "pickle"),
+        ("import importlib; list(map(importlib.import_module, names))", "importlib.import_module"),
+        (
+            "import importlib.util as u; u.spec_from_file_location(n, p)",
+            "importlib.util.spec_from_file_location",
+        ),
+        ("from importlib.machinery import SourceFileLoader", "importlib.machinery"),
+        ("from pkgutil import resolve_name", "pkgutil"),
+        ("breakpoint()", "breakpoint"),
+        (
+            "from concurrent.futures import ProcessPoolExecutor",
+            "concurrent.futures.ProcessPoolExecutor",
+        ),
+        (
+            "import concurrent.futures as f; f.ProcessPoolExecutor()",
+            "concurrent.futures.ProcessPoolExecutor",
+        ),
+        ("from logging.handlers import SocketHandler", "logging.handlers"),
+        ("from torch.utils import cpp_extension", "torch.utils.cpp_extension"),
+        ("import torch; torch.ops.load_library(x)", "torch.ops.load_library"),
+        ("import torch; torch.serialization.load(x)", "torch.serialization"),
         ("import torch as t; t.load(x)", "torch.load"),
         ("from torch import load", "torch.load"),
         ("import torch; torch.hub.load(x)", "torch.hub"),
@@ -114,6 +134,8 @@ def test_what_is_planted_is_found(forbid: ModuleType, code: str, what: str) -> N
         "assert x is not None and isinstance(y, int)",
         "subprocess.run(x, shell=False)",
         "text = 'import pickle; eval(x)'",
+        "from concurrent.futures import ThreadPoolExecutor",
+        "import importlib.util; importlib.util.find_spec('kernels')",
     ],
 )
 def test_what_is_harmless_is_not(forbid: ModuleType, code: str) -> None:

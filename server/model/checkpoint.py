@@ -100,19 +100,34 @@ def _open_files(files: ModelFiles) -> list[SafetensorsFile]:
     raise ModelError(f"{files.directory / WEIGHTS_FILE} is missing, and so is {INDEX_FILE}{hint}.")
 
 
-def _open_shards(files: ModelFiles) -> list[SafetensorsFile]:
+def weight_file_names(files: ModelFiles) -> list[str]:
+    """Of the files that weights are read from, the index included. Raises ModelError."""
+    if files.has(WEIGHTS_FILE) or not files.has(INDEX_FILE):
+        return [WEIGHTS_FILE]
+    return [INDEX_FILE, *sorted(set(_weight_map(files).values()))]
+
+
+def _weight_map(files: ModelFiles) -> dict[str, str]:
+    """The name of the file of each tensor."""
     index = files.directory / INDEX_FILE
     weight_map = parse_object(files.read(INDEX_FILE, MAX_INDEX_BYTES), str(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: weight_map must name the file of every tensor.")
-    shards: dict[str, SafetensorsFile] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", name):
             raise ModelError(f"{index}: tensor {tensor[:200]!r} lies in {str(name)[:80]!r}, which is not "
                              "the name of a safetensors file in this directory.")  # fmt: skip
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise ModelError(f"{index} names more than {MAX_SHARDS} files.")
+    return weight_map
+
+
+def _open_shards(files: ModelFiles) -> list[SafetensorsFile]:
+    index = files.directory / INDEX_FILE
+    weight_map = _weight_map(files)
+    shards: dict[str, SafetensorsFile] = {}
+    for tensor, name in weight_map.items():
         if name not in shards:
-            if len(shards) == MAX_SHARDS:
-                raise ModelError(f"{index} names more than {MAX_SHARDS} files.")
             shards[name] = SafetensorsFile(files, name)
             if sum(shard.header_bytes for shard in shards.values()) > MAX_HEADER_BYTES:
                 raise ModelError(

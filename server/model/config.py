@@ -1,17 +1,20 @@
 """What a GPT is made of, and our own strict reader of `config.json`. No torch in here.
 
 A Hugging Face GPT-2 directory and a nanoGPT one are told apart by the file alone: nanoGPT's has
-`block_size` and no `n_positions`. Every field is honoured, known to be harmless, or refused by name.
+`block_size` and no `n_positions`. Every field is honoured, refused by name because it would or might change
+the arithmetic, or ignored, as transformers' own GPT-2 ignores it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from server.errors import ModelError
+from server.model.config_fields import FIXED, is_about_arithmetic, is_harmless, words
 from server.model.strict_json import parse_object
 from server.model_files import ModelFiles, as_model_files
 
@@ -33,51 +36,24 @@ _ACTIVATIONS: dict[str, Activation] = {
 _ARCHITECTURES = (None, ["GPT2LMHeadModel"], ["GPT2Model"])
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Fields that would change arithmetic, with the only value we compute.
-_FIXED: dict[str, object] = {
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "position_embedding_type": "absolute",
-    "tie_encoder_decoder": False,
-}
-
-# Fields that say nothing about the forward pass. reorder_and_upcast_attn asks for scores in fp32:
-# ours always are.
-_HARMLESS = _words(
-    """
-    _name_or_path _attn_implementation_autoset architectures attn_implementation attn_pdrop
-    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype
-    early_stopping embd_pdrop encoder_no_repeat_ngram_size experiment exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
-    initializer_range is_decoder label2id length_penalty max_length min_length model_type n_ctx
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_past output_scores pad_token_id prefix
-    problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop
-    return_dict return_dict_in_generate sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
-    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p use_bfloat16 use_cache
-    """
-)
-# Fields by which a directory names code of its own, or asks for it to be run. None is ever looked at, nor one
-# that begins with an underscore, which is how transformers spells what is private to it.
-_ABOUT_CODE = _words("auto_map custom_pipelines trust_remote_code remote_code code_revision")
-_USED = _words(
+_USED = words(
     """
     vocab_size n_positions n_embd n_layer n_head n_inner layer_norm_epsilon activation_function
     eos_token_id scale_attn_weights scale_attn_by_inverse_layer_idx tie_word_embeddings
     """
 )
-_NANOGPT_USED = _words(
-    "vocab_size block_size n_embd n_layer n_head bias dropout activation_function eos_token_id"
+_NANOGPT_USED = words(
+    "vocab_size block_size n_embd n_layer n_head bias activation_function eos_token_id"
 )
+# Other families' names for what we use, which transformers takes for GPT-2's own: they must say the same.
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_head",
+    "intermediate_size": "n_inner",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +74,7 @@ class GPTConfig:
     tie_word_embeddings: bool = True
     layout: Layout = "huggingface"
     eos_token_id: int | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)  # fields that nobody knows
 
     @property
     def head_dim(self) -> int:
@@ -173,18 +150,29 @@ class _Fields:
             return None
         return self.integer("eos_token_id", 0, vocab_size - 1)
 
-    def check_known(self, known: frozenset[str]) -> None:
-        for name in self._values:
-            if name not in known and name not in _ABOUT_CODE and not name.startswith("_"):
+    def unknown(self, used: Collection[str]) -> tuple[str, ...]:
+        """Those that can be ignored. Raises ModelError for one that may change the arithmetic."""
+        names = [name for name in self._values if name not in used and not is_harmless(name)]
+        for name in names:
+            if is_about_arithmetic(name):
                 raise self.refuse(
                     repr(name[:80]),
-                    "is not a field we know; it might change the arithmetic, so it is refused",
+                    "is not a field we know, and by its name it might change the arithmetic",
                 )
+        return tuple(names)
 
     def check_fixed(self) -> None:
-        for name, only in _FIXED.items():
+        for name, only in FIXED.items():
             if self._values.get(name, only) not in (only, None):
                 raise self.refuse(name, f"{self.shown(name)} is not supported (only {only!r})")
+
+    def check_aliases(self, config: GPTConfig) -> None:
+        for name, ours in _ALIASES.items():
+            value = self._values.get(name)
+            if value is not None and value != getattr(config, ours):
+                raise self.refuse(
+                    name, f"{self.shown(name)} is not the {ours} {getattr(config, ours)}"
+                )
 
 
 def _shape(fields: _Fields, context_name: str) -> GPTConfig:
@@ -212,9 +200,9 @@ def _read_huggingface(fields: _Fields) -> GPTConfig:
         shown = fields.shown("architectures")
         raise fields.refuse("architectures", f"{shown} is not supported (only GPT2LMHeadModel)")
     fields.check_fixed()
-    fields.check_known(_USED | _HARMLESS | frozenset(_FIXED))
+    ignored = fields.unknown(_USED | FIXED.keys() | _ALIASES.keys())
     shape = _shape(fields, "n_positions")
-    return replace(
+    config = replace(
         shape,
         n_inner=fields.integer("n_inner", 1, 1 << 18, default=shape.n_inner),
         layer_norm_epsilon=fields.epsilon("layer_norm_epsilon", 1e-5),
@@ -222,13 +210,17 @@ def _read_huggingface(fields: _Fields) -> GPTConfig:
         scale_attn_weights=fields.boolean("scale_attn_weights", True),
         scale_attn_by_inverse_layer_idx=fields.boolean("scale_attn_by_inverse_layer_idx", False),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", True),
+        ignored=ignored,
     )
+    fields.check_aliases(config)
+    return config
 
 
 def _read_nanogpt(fields: _Fields) -> GPTConfig:
-    fields.check_known(_NANOGPT_USED)
+    ignored = fields.unknown(_NANOGPT_USED)
     return replace(
         _shape(fields, "block_size"),
+        ignored=ignored,
         activation=fields.activation("gelu"),  # nanoGPT's nn.GELU() is the erf form
         has_bias=fields.boolean("bias", True),
         layout="nanogpt",

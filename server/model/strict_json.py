@@ -13,6 +13,8 @@ from server.errors import ModelError
 # A million empty lists are 3 MB of text, and a second of work for the garbage collector. The header of 1,024
 # layers has 40,000 lists and objects.
 MAX_CONTAINERS = 100_000
+# Making an integer of a text takes time by the square of its digits; Pythons before 3.10.7 set no limit.
+_MAX_DIGITS = 4300
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         value = json.loads(
             raw.decode("utf-8"),
             object_pairs_hook=_unique,
+            parse_int=_integer,
             parse_constant=_refuse_constant,
         )
     except RecursionError:
@@ -41,6 +44,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:80]!r} appears twice")
     return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -21,6 +21,7 @@ import numba
 
 import kernels.cpu  # noqa: F401  (gives numba its cache directory)
 from kernels.cpu.kinds import BF16_KINDS
+from server.model.checkpoint import weight_file_names
 from server.model_files import ModelFile, ModelFiles, as_model_files
 
 _PACKAGES = ("torch", "triton", "numba", "llvmlite", "numpy", "llguidance")
@@ -32,8 +33,8 @@ _DECIDING_ROOMS = (
     "server/tokenizer",
     "server/grammar",
 )
-# Everything of a model directory that may be read: weights, config and tokenizer.
-_MODEL_SUFFIXES = (".safetensors", ".json", ".tiktoken", ".txt")
+# What the tokenizer and the model's config are read from, whatever it is that is there.
+_SETTINGS = ("config.json", "special_tokens_map.json", "tokenizer_config.json")
 _SETTLED_NS = 2_000_000_000
 _KEPT_DIGESTS = Path(numba.config.CACHE_DIR) / "model-digests.json"  # type: ignore[attr-defined]
 
@@ -72,10 +73,22 @@ def host_cpu() -> dict[str, str]:
 def _model_digests(files: ModelFiles) -> dict[str, str]:
     """Of the open files that the weights are read from, so of what is served. What a manifest vouches for is
     hashed each time: whoever can write to our cache could write there that a file has not changed."""
-    names = files.usable_names(*_MODEL_SUFFIXES)
+    read = {*_SETTINGS, *_tokenizer_names(files), *weight_file_names(files)}
+    names = [
+        name
+        for name in files.usable_names(".safetensors", ".json", ".tiktoken", ".txt")
+        if name in read
+    ]
     if files.has_manifest:
         return {name: files.digest(name) for name in names}
     return kept_digests([files.open(name) for name in names], _KEPT_DIGESTS)
+
+
+def _tokenizer_names(files: ModelFiles) -> list[str]:
+    """As server/tokenizer/files.py chooses. What else lies there may be of any size and number."""
+    if files.has("tokenizer.json"):
+        return ["tokenizer.json"]
+    return ["vocab.json", "merges.txt"] if files.has("vocab.json") else files.names(".tiktoken")
 
 
 def kept_digests(files: list[ModelFile], kept: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ For the composition root. Everything that was chosen is said in `LoadedRunner.li
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from server.config import CPU_DTYPES, EngineConfig, Limits
 from server.errors import ConfigError
 from server.model.checkpoint import Checkpoint
 from server.model.config import GPTConfig, read_config
+from server.model.config_fields import ignored_in_words
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.model_files import ModelFiles
@@ -29,6 +31,8 @@ from server.runner.cpu_runner import CpuRunner
 from server.runner.fingerprint import system_fingerprint
 from server.runner.memory import available_bytes, plan_memory
 from server.runner.not_finite import warn_of_not_finite
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -140,6 +144,8 @@ def build_runner(
     `board` is told how the runner gets on, from here on."""
     files = ModelFiles(config.model, config.model_manifest)
     gpt_config = read_config(files)
+    if gpt_config.ignored:
+        _log.warning("config.json: ignored %s", ignored_in_words(gpt_config.ignored))
     resolved = resolve(config, gpt_config)
     if resolved.config.device == "cuda":
         from server.runner.gpu.load import build_gpu_runner  # imports triton

@@ -16,6 +16,17 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 # letter or digit and a mark. The pieces that follow are the same without what is in front of them.
 _LAST_BREAK = re.compile(r".*(?:\S[ \t\n\r]|[^\W_][!-/:-@\[-`{-~\u3001\u3002\uff0c])", re.DOTALL)
 
+# What `\s` of the pattern matches; Python's has four more.
+_BLANK = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_BLANKS = re.compile(f"{_BLANK}+")
+# `\s+(?!\S)` alone can backtrack, over a run of blanks: beyond a million tiktoken gives up, or panics.
+_LONG_RUN = 250_000
+_LONG_BLANK = re.compile(f"{_BLANK}{{{_LONG_RUN}}}")
+
+# tiktoken looks for special tokens again from each character of one that is not asked for: one of a thousand
+# letters costs a second in each 100 KB of them. We ask for none; nobody needs this one, but it needs some.
+_NO_SPECIAL = "\0no special token\0"
+
 _ITERATED_IDS = 1024
 
 
@@ -87,28 +98,32 @@ class Tokenizer:
         """As `whole_texts`, with special tokens as they are spelled."""
         return [_whole_text(raw) for raw in self.spelled_bytes]
 
-    def encode(self, text: str, *, with_special: bool = False) -> list[int]:
-        """The ids of `text`. What spells a special token is text, unless `with_special`.
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`. What spells a special token is text.
 
         Releases the GIL while tiktoken works; lone surrogates become U+FFFD.
         """
-        if with_special:
-            ranks = self._encoding.encode(text, allowed_special="all")
-        else:
-            ranks = self._encoding.encode_ordinary(text)
+        if _has_long_blank(text):
+            return list(self.encode_packed(text))
+        ranks = self._encoding.encode_ordinary(text)
         ids = self._ids
         return ranks if ids is None else [ids[rank] for rank in ranks]
 
     def encode_packed(self, text: str) -> PackedIds:
         """As `encode`, without an object for each id: making half a million of them would hold up every
         other thread for tens of milliseconds."""
-        core = self._encoding._core_bpe
+        ranks = b"".join(map(self._ranks, _parts(text)))
+        return PackedIds(memoryview(ranks).cast("I"), self._ids)
+
+    def _ranks(self, text: str) -> bytes:
+        encode = self._encoding._core_bpe.encode_to_tiktoken_buffer
         try:
-            buffer = core.encode_to_tiktoken_buffer(text, set())
+            buffer = encode(text, set())
         except UnicodeEncodeError:  # lone surrogates, as tiktoken itself treats them
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            buffer = core.encode_to_tiktoken_buffer(text, set())
-        return PackedIds(memoryview(buffer).cast("B").cast("I"), self._ids)
+            buffer = encode(
+                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), set()
+            )
+        return bytes(buffer)
 
     def end_of(self, text: str, num_ids: int) -> str:
         """Its end, perhaps all of it, whose last `num_ids` ids are those of `text`, which need not be
@@ -148,23 +163,37 @@ def _whole_text(raw: bytes) -> str | None:
         return None
 
 
+def _has_long_blank(text: str) -> bool:
+    """Whether a run of blanks may be too long for tiktoken; one of twice _LONG_RUN always is found."""
+    starts = range(0, len(text) - _LONG_RUN + 1, _LONG_RUN)
+    return any(_LONG_BLANK.match(text, start) for start in starts)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text, cut around long runs of blanks where the pattern would cut it, too: in front of a run, and of
+    its last blank, unless the text ends with it."""
+    done = 0
+    if _has_long_blank(text):
+        for run in _BLANKS.finditer(text):
+            if run.end() - run.start() >= _LONG_RUN and run.end() < len(text):
+                yield text[done : run.start()]
+                yield text[run.start() : (done := run.end() - 1)]
+    yield text[done:]
+
+
 def _ids_by_rank(vocabulary: Vocabulary) -> list[int] | None:
     """tiktoken knows a token by its place in merge order; None where that is its id already."""
     ids = {raw: i for i, raw in vocabulary.token_bytes.items()}
-    special = vocabulary.special_tokens
-    special_ids = set(special.values())
+    special_ids = set(vocabulary.special_tokens.values())
     ids.update({raw: i for i, raw in vocabulary.token_bytes.items() if i not in special_ids})
-    by_rank = [ids[raw] for raw in vocabulary.mergeable] + list(special.values())
+    by_rank = [ids[raw] for raw in vocabulary.mergeable]
     return None if by_rank == list(range(len(by_rank))) else by_rank
 
 
 def _encoding(vocabulary: Vocabulary) -> tiktoken.Encoding:
-    num_mergeable = len(vocabulary.mergeable)
     return tiktoken.Encoding(
         "model",
         pat_str=GPT2_PATTERN,
         mergeable_ranks={raw: rank for rank, raw in enumerate(vocabulary.mergeable)},
-        special_tokens={
-            name: num_mergeable + i for i, name in enumerate(vocabulary.special_tokens)
-        },
+        special_tokens={_NO_SPECIAL: len(vocabulary.mergeable)},
     )

@@ -22,6 +22,7 @@ from server.tokenizer.limits import (
 )
 
 _END_OF_TEXT = "<|endoftext|>"
+_MAX_RANK_DIGITS = 9  # more are no id, and a million of them would take a minute
 
 
 def load_tokenizer(model: ModelFiles | str | Path) -> Tokenizer:
@@ -109,6 +110,8 @@ def _read_tiktoken(files: ModelFiles, name: str) -> tuple[dict[int, bytes], list
             continue
         try:
             encoded, rank = line.split()
+            if not rank.isdigit() or len(rank) > _MAX_RANK_DIGITS:
+                raise ValueError("no rank")
             raw, token_id = base64.b64decode(encoded, validate=True), int(rank)
         except (ValueError, binascii.Error):
             raise ModelError(f"{path}: line {number} is not a token and its rank.") from None

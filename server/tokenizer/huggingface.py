@@ -86,7 +86,7 @@ def read_tokenizer_json(
     for token in file.added_tokens:
         if not token.special:
             raise ModelError(
-                f"{path}: the added token {token.content!r} is not special, which is not supported."
+                f"{path}: the added token {token.content[:80]!r} is not special, which is not supported."
             )
     special = {token.content: token.id for token in file.added_tokens}
     pairs = [
@@ -114,29 +114,33 @@ def read_vocab_and_merges(
 
 
 def _decode_json(files: ModelFiles, path: Path, type_: type[msgspec.Struct] | Any) -> Any:
+    return _decode(path, read_bounded(files, path.name), type_)
+
+
+def _decode(path: Path, raw: bytes | msgspec.Raw, type_: type[msgspec.Struct] | Any) -> Any:
     try:
-        return msgspec.json.decode(read_bounded(files, path.name), type=type_)
+        return msgspec.json.decode(raw, type=type_)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise ModelError(f"{path} is not a byte-level BPE tokenizer's JSON.") from None
 
 
 def _require_gpt2_splitting(path: Path, file: _TokenizerJson) -> None:
-    if _value(file.normalizer) is not None:
+    if _value(path, file.normalizer) is not None:
         raise ModelError(f"{path}: a normalizer is not supported.")
     expected = {"type": "ByteLevel", "add_prefix_space": False}
-    splitting = _value(file.pre_tokenizer)
+    splitting = _value(path, file.pre_tokenizer)
     if not _agrees(splitting, expected) or not splitting.get("use_regex", True):
         raise ModelError(
             f"{path}: only the ByteLevel pre_tokenizer without add_prefix_space is supported."
         )
-    post_processor = _value(file.post_processor)
+    post_processor = _value(path, file.post_processor)
     if post_processor is not None and not _agrees(post_processor, {"type": "ByteLevel"}):
         raise ModelError(f"{path}: only the ByteLevel post_processor is supported.")
 
 
-def _value(raw: msgspec.Raw) -> Any:
+def _value(path: Path, raw: msgspec.Raw) -> Any:
     """What is too long for one of GPT-2's is not looked into; it is none of them."""
-    return msgspec.json.decode(raw) if len(memoryview(raw)) <= _MAX_PART_BYTES else "too long"
+    return _decode(path, raw, Any) if len(memoryview(raw)) <= _MAX_PART_BYTES else "too long"
 
 
 def _agrees(value: object, expected: Mapping[str, object]) -> bool:
@@ -145,7 +149,7 @@ def _agrees(value: object, expected: Mapping[str, object]) -> bool:
 
 def _require_plain_bpe(path: Path, model: _Model) -> None:
     if model.type != "BPE":
-        raise ModelError(f"{path}: only byte-level BPE is supported, not {model.type!r}.")
+        raise ModelError(f"{path}: only byte-level BPE is supported, not {model.type[:80]!r}.")
     for name in _REFUSED_SETTINGS:
         if getattr(model, name):
             raise ModelError(f"{path}: {name} is not supported.")

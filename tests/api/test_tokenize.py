@@ -47,6 +47,18 @@ def test_long_texts_are_the_same_off_the_loop(client: httpx.Client, tokenizer: T
     assert detokenize(client, reply.tokens) == text
 
 
+def test_a_million_blanks_are_a_text_like_any_other(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    """tiktoken gives up on them: that was a 500."""
+    text = " " * 1_000_000 + "a"
+    assert tokenize(client, prompt=text).count == len(text)
+    body = {"prompt": text, "truncate_prompt_tokens": 3, "max_tokens": 2}
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert len(engine.submitted[0].prompt_ids) == 3
+
+
 def test_a_long_reply_is_made_part_by_part(client: httpx.Client) -> None:
     """As a whole it would hold up every stream while it is made: so its length is not known before."""
     for is_long in (False, True):

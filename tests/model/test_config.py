@@ -1,16 +1,23 @@
-"""config.json: every field is honoured, known to be harmless, or refused by name."""
+"""config.json: every field is honoured, refused by name, or ignored because it changes nothing."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config
+from transformers.models.gpt2 import modeling_gpt2
 
 from server.errors import ModelError
-from server.model.config import MAX_CONFIG_BYTES, GPTConfig, read_config
+from server.model.config import _ALIASES, _USED, MAX_CONFIG_BYTES, GPTConfig, read_config
+from server.model.config_fields import FIXED, ignored_in_words, is_harmless, words
 from tests.model.checkpoints import CONFIG, NANOGPT_CONFIG
+from tests.model.published_configs import PUBLISHED
 
 
 def read(directory: Path, config: dict[str, Any] | str) -> GPTConfig:
@@ -33,6 +40,65 @@ def test_published_gpt2_is_read(tmp_path: Path) -> None:
     assert config == GPTConfig(50257, 1024, 768, 12, 12, n_inner=3072, eos_token_id=50256)
     assert config.head_dim == 64
     assert config.attention_scale(3) == 0.125
+
+
+@pytest.mark.parametrize("values", PUBLISHED.values(), ids=PUBLISHED)
+def test_what_is_published_is_read(tmp_path: Path, values: dict[str, Any]) -> None:
+    config = read(tmp_path, values)
+    assert (config.n_embd, config.vocab_size) == (values["n_embd"], values["vocab_size"])
+    assert config.eos_token_id == values.get("eos_token_id")
+    if config.layout == "huggingface":
+        assert config.ignored == (), "somebody would be warned of a published model"
+
+
+def test_all_that_transformers_reads_is_known() -> None:
+    """Of a field that its GPT-2 reads we must know whether it changes what is computed."""
+    source = inspect.getsource(modeling_gpt2)
+    read = set(re.findall(r"\bconfig\.(\w+)", source)) | set(GPT2Config().to_dict())
+    known = _USED | FIXED.keys() | _ALIASES.keys()
+    assert {name for name in read if name not in known and not is_harmless(name)} == set()
+    assert len(read) > 30
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        words(
+            """
+            rope_theta rotary_dim alibi position_bias window_size sliding_window attention_types
+            parallel_attn use_parallel_residual multi_query n_head_kv num_experts mup_width_scale
+            embeddings_scale output_logits_scale attn_logit_softcapping qk_norm use_rms_norm
+            normalization_type mlp_type qkv_bias hidden_act quantization embedding_multiplier
+            residual_scale final_logit_softcapping pruned tie_weights kv_heads act_fn layer_types
+            clip_qkv attention_softmax_in_fp32 layer_norm_eps n_inner_gated lora_rank adapters
+            load_in_8bits
+            """
+        )
+    ),
+)
+def test_a_field_that_by_its_name_changes_arithmetic_is_refused(tmp_path: Path, name: str) -> None:
+    for base in (CONFIG, NANOGPT_CONFIG):
+        with pytest.raises(ModelError, match=f"'{name}' is not a field we know"):
+            read(tmp_path, base | {name: 1})
+
+
+def test_other_unknown_fields_are_ignored_and_named(tmp_path: Path) -> None:
+    extra = {"dataset": "x", "license": "mit", "european_properties": 1, "training_steps": 5}
+    for base in (CONFIG, NANOGPT_CONFIG):
+        config = read(tmp_path, base | extra | {"_private": 1, "auto_map": {}, "my_dropout": 0.1})
+        assert config.ignored == tuple(extra)
+        assert config == read(tmp_path, base)
+    assert (
+        ignored_in_words(config.ignored) == "dataset, license, european_properties, training_steps"
+    )
+
+
+def test_what_is_said_of_ignored_fields_is_short_and_plain() -> None:
+    hostile = ["\x1b[2J", "a\nb", "/etc/passwd", "x" * 61, "ä", ""]
+    assert ignored_in_words(hostile) == "6 fields that we do not know"
+    assert ignored_in_words([*hostile, "name"]) == "name and 6 more"
+    many = ignored_in_words([f"field_{i}" for i in range(100_000)])
+    assert many.endswith("field_7 and 99992 more")
 
 
 def test_fields_that_change_arithmetic_are_honoured(tmp_path: Path) -> None:
@@ -70,6 +136,10 @@ def test_nanogpt_is_known_by_its_block_size(tmp_path: Path) -> None:
         ({"position_embedding_type": "rotary"}, "position_embedding_type"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"rope_theta": 1e4}, "'rope_theta' is not a field we know"),
+        ({"hidden_size": 8}, "hidden_size 8 is not the n_embd 4"),
+        ({"max_position_embeddings": 4}, "max_position_embeddings 4 is not the n_positions 8"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads 1 is not the n_head 2"),
+        ({"hidden_size": [4]}, "hidden_size [4] is not the n_embd 4"),
         ({"n_head": 3}, "n_embd 4 is not a multiple of n_head 3"),
         ({"n_layer": 0}, "n_layer must be"),
         ({"n_layer": True}, "n_layer must be"),
@@ -106,6 +176,19 @@ def test_json_that_is_no_config(tmp_path: Path, text: str, named: str) -> None:
         read(tmp_path, text)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_digits_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    """An integer of a million of them takes Python seconds where it sets itself no limit."""
+    if limit := getattr(sys, "get_int_max_str_digits", None):  # from 3.10.7 on
+        before = limit()
+        sys.set_int_max_str_digits(0)
+    try:
+        with pytest.raises(ModelError, match="a number has 1000000 digits"):
+            read(tmp_path, '{"n_embd": ' + "9" * 1_000_000 + "}")
+    finally:
+        if limit:
+            sys.set_int_max_str_digits(before)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,41 @@ def test_each_part_changes_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fingerprint, "_sources_sha256", lambda: "other sources")
     found.append(system_fingerprint(model_dir, "float32", []))
     assert len(set(found)) == len(found)
+
+
+def _vocab_and_merges(directory: Path) -> set[str]:
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text("{}")
+    (directory / "merges.txt").write_text("")
+    return {"vocab.json", "merges.txt"}
+
+
+def _tiktoken(directory: Path) -> set[str]:
+    (directory / "tokenizer.json").unlink()
+    (directory / "any.tiktoken").write_text("")
+    return {"any.tiktoken"}
+
+
+def _shards(directory: Path) -> set[str]:
+    (directory / "model.safetensors").rename(directory / "model-1.safetensors")
+    index = {"weight_map": {"wte.weight": "model-1.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return {"tokenizer.json", "model-1.safetensors", "model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize("change", [_vocab_and_merges, _tiktoken, _shards])
+def test_every_file_that_is_read_counts_and_no_other(
+    model_dir: Path, change: Callable[[Path], set[str]]
+) -> None:
+    read = change(model_dir) | {"config.json", "tokenizer_config.json", "special_tokens_map.json"}
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "x.json", "y.txt"):
+        (model_dir / name).write_text("{}")
+    (model_dir / "z.safetensors").write_text("")
+    for path in sorted(model_dir.iterdir()):
+        before = system_fingerprint(model_dir, "float32", [])
+        path.write_bytes(path.read_bytes() + b" ")
+        is_read = path.name in read or path.name == "model.safetensors"
+        assert (system_fingerprint(model_dir, "float32", []) != before) == is_read, path.name
 
 
 def test_digests_of_files_that_have_not_changed_are_kept(

@@ -64,6 +64,7 @@ def refuse(loader: Loader, good: Loaded, model_dir: Path) -> Refuse:
         assert why in loaded.error, loaded.error
         assert str(model_dir / file) in loaded.error or not file, loaded.error
         assert loaded.error.isprintable() and loaded.error.endswith("."), loaded.error
+        assert len(loaded.error) < 1000 + 2 * len(str(model_dir)), "one line that can be read"
         assert loaded.cpu_s <= MAX_CPU_S
         assert loaded.grown_mib <= MAX_GROWTH_MIB
         return loaded

@@ -66,7 +66,7 @@ def test_a_size_that_is_none(model_dir: Path, refuse: Refuse, field: str, value:
         ({"quantization_config": {"load": "x"}}, "quantization_config"),
         ({"pruned_heads": {"0": [0]}}, "pruned_heads"),
         ({"rope_theta": 1e4}, "'rope_theta' is not a field we know"),
-        ({"\x1b[2J\n": 1}, r"'\x1b[2J\n' is not a field we know"),
+        ({"\x1b[2J\nrope_x": 1}, r"'\x1b[2J\nrope_x' is not a field we know"),
     ],
 )
 def test_what_cannot_be_served(

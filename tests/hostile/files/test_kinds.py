@@ -96,6 +96,19 @@ def test_others_of_the_kind_do_not_disturb(loader: Loader, good: Loaded, model_d
     check_harmless(loaded, good, model_dir)
 
 
+def test_nor_does_whatever_else_lies_there(loader: Loader, good: Loaded, model_dir: Path) -> None:
+    """Files of any size and number: all of them were hashed, for the fingerprint."""
+    for name in ("other.safetensors", "vocab.json", "data.txt", "gpt2.tiktoken"):
+        (model_dir / name).touch()
+        os.truncate(model_dir / name, 1 << 42)
+    for i in range(5000):
+        (model_dir / f"{i}.json").touch()
+    loaded = loader.load(model_dir)
+    assert loaded.error == ""
+    assert loaded.tokens == good.tokens
+    check_harmless(loaded, good, model_dir)
+
+
 def test_the_directory_itself_may_be_a_link(loader: Loader, good: Loaded, model_dir: Path) -> None:
     link = model_dir.parent / "link"
     link.symlink_to(model_dir)

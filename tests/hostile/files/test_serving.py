@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.files.spoiling import raw_weights, set_config, sha256sum, write
+from tests.hostile.files.spoiling import CANARY, raw_weights, set_config, sha256sum, write
 from tests.serving import ROOT, Server
 
 
@@ -64,6 +64,35 @@ def test_a_bad_directory_ends_the_command_with_a_sentence(
     said = [line for line in done.stderr.splitlines() if file in line]
     assert len(said) == 1 and str(model_dir / file) in said[0] and why in said[0], done.stderr
     assert said == done.stderr.splitlines()[-1:]
+
+
+def run_within(directory: Path, *start: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, *start, "generate", "hello", "--model", ".", "--max-tokens", "1"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_the_command_imports_nothing_from_the_current_directory(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    """As it is installed. With `python -m` Python itself does; that shows that what is planted would run."""
+    (script := tmp_path / "continuo").write_text("from server.__main__ import main\nmain()\n")
+    done = run_within(model_dir, str(script))
+    assert done.returncode == 0, done.stderr
+    assert not (model_dir / CANARY).exists()
+    run_within(model_dir, "-m", "server")
+    assert (model_dir / CANARY).exists()
+
+
+def test_one_line_names_what_is_ignored_of_a_config(model_dir: Path) -> None:
+    set_config(dataset="x", **{"/etc/passwd": 1, "a\nb": 2})(model_dir)
+    done = run("generate", model_dir, "hello", "--max-tokens", "1")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["config.json: ignored dataset and 2 more"]
 
 
 def test_a_running_server_does_not_notice_that_its_files_are_destroyed(model_dir: Path) -> None:

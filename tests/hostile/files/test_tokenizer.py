@@ -103,6 +103,14 @@ PARTS: dict[str, tuple[Edit, str]] = {
         set_part("post_processor", value=json.loads("[" * 900 + "]" * 900)),
         "only the ByteLevel post_processor",
     ),
+    "an added token of a megabyte": (
+        lambda it: it["added_tokens"].append({"id": 298, "content": "q" * (1 << 20)}),
+        "is not special, which is not supported",
+    ),
+    "a type of a megabyte": (
+        set_part("model", "type", value="q" * (1 << 20)),
+        "only byte-level BPE is supported",
+    ),
     "more tokens than the model has": (
         lambda it: it["model"]["vocab"].update({f"q{i}": 298 + i for i in range(200_000)}),
         "more than the vocab_size 320",
@@ -147,6 +155,16 @@ def test_merges_that_would_take_minutes_are_not_followed(model_dir: Path, refuse
 def test_a_file_that_is_none(model_dir: Path, refuse: Refuse, data: bytes) -> None:
     write(model_dir / "tokenizer.json", data)
     refuse("tokenizer.json", "is not a byte-level BPE tokenizer's JSON")
+
+
+@pytest.mark.parametrize("part", [b'"\xff"', b"1e999", b"[" * 2000 + b"]" * 2000, b'{"a":"\xc3"}'])
+@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "post_processor"])
+def test_a_part_that_is_no_json(model_dir: Path, refuse: Refuse, name: str, part: bytes) -> None:
+    """Parts are skipped first, which overlooks some of what reading them finds."""
+    edit_json(model_dir / "tokenizer.json", set_part(name, value="HERE"))
+    content = (model_dir / "tokenizer.json").read_bytes()
+    write(model_dir / "tokenizer.json", content.replace(b'"HERE"', part))
+    refuse("tokenizer.json", "")
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])

@@ -77,6 +77,7 @@ def create_app(
     metrics.watch_streams(lambda: kept.num_streams)
     slow_readers = SlowReaders()
     metrics.watch_slow_readers(lambda: slow_readers.num_closed)
+    metrics.watch_gauge("tasks", "Of the api's event loop.", lambda: len(asyncio.all_tasks()))
     if progress is not None:
         metrics.watch_progress(progress.age_s)
     drain, doors = drain or Drain(), doors or Doors()

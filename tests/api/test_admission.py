@@ -264,7 +264,7 @@ def test_a_retry_is_spread() -> None:
     assert len(set(times)) >= 8
     assert sum(times) / len(times) == pytest.approx(20, rel=0.05)
     soon = {rig.refusal(max_wait_s=49.9).retry_after_s for _ in range(100)}
-    assert soon == {1}
+    assert soon == {1, 2}
 
 
 def test_keys_have_limits_of_their_own() -> None:

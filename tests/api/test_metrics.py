@@ -80,6 +80,7 @@ _OURS = {
             "parked_streams",
             "queue_bytes",
             "queue_limit_bytes",
+            "tasks",
             "waiting_prompt_tokens",
             "waiting_prompt_tokens_limit",
             "waiting_sequences",

@@ -1,5 +1,6 @@
 """The control stream: one request that is asked again and again beside everything else, on a connection that
-stays open, and must always say what it said alone.
+stays open, and must always say what it said alone. After a failure it goes on with a new connection: each
+failure is reported once, to whoever checks next, and the answers before and behind it must be the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tests.hostile.sending import post
 from tests.hostile.wire import Address, Malformed, Response, Responses
 
 _MAX_IDLE_S = 3.0  # the server closes a connection that is idle for 5 s
+_AGAIN_AFTER_S = 0.1  # behind a failure
+_WELL_WITHIN_S = 10.0  # then it is time for the next failure
 _EVENT = re.compile(rb"(?:id: [0-9a-f]{32}:\d+\n)?data: ([^\n]*)")
 _BODY: dict[str, Any] = {
     "prompt": "Once upon a time there was a control stream",
@@ -53,24 +56,28 @@ def answer_of(response: Response) -> Answer:
 class Control:
     """`solo` was said before anybody else asked."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, patience_s: float = _WELL_WITHIN_S) -> None:
+        """`patience_s`: for a new stream, behind a failure."""
         self._address = address
         self._socket = socket.create_connection(address, timeout=60)
         self._answered_at = time.monotonic()
         self._may_go_on = threading.Event()
         self._is_idle = threading.Event()
-        self._is_over = False
+        self._is_over = threading.Event()
+        self._is_well = threading.Event()  # its last answer was right
+        self._failure = ""  # the first one that nobody was told of
+        self._last_failure = ""
+        self._patience_s = self._may_wait_s = patience_s
         self.num_answers = 0
-        self.failure = ""
         self.solo = self._ask()
+        self._is_well.set()
         self._may_go_on.set()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self._thread.start()
 
     def _ask(self) -> Answer:
         if time.monotonic() - self._answered_at > _MAX_IDLE_S:  # a long pause
-            self._socket.close()
-            self._socket = socket.create_connection(self._address, timeout=60)
+            self._connect()
         responses = Responses()
         self._socket.sendall(post(_BODY))
         while not responses.found:
@@ -83,17 +90,27 @@ class Control:
         self._answered_at = time.monotonic()
         return answer_of(responses.found[0])
 
+    def _connect(self) -> None:
+        self._socket.close()
+        self._socket = socket.create_connection(self._address, timeout=60)
+
     def _repeat(self) -> None:
-        try:
-            while not self._is_over:
-                if not self._may_go_on.is_set():
-                    self._is_idle.set()
-                    self._may_go_on.wait(0.5)
-                    continue
-                self._is_idle.clear()
+        while not self._is_over.is_set():
+            if not self._may_go_on.is_set():
+                self._is_idle.set()
+                self._may_go_on.wait(0.5)
+                continue
+            self._is_idle.clear()
+            try:
+                if not self._is_well.is_set():
+                    self._connect()
                 self._check(self._ask())
-        except Exception as error:  # a thread's own end would go unnoticed
-            self.failure = f"{type(error).__name__}: {error}"
+                self._is_well.set()
+            except Exception as error:  # a thread's own end would go unnoticed
+                self._is_well.clear()
+                self._last_failure = f"{type(error).__name__}: {error}"
+                self._failure = self._failure or self._last_failure
+                self._is_over.wait(_AGAIN_AFTER_S)
         self._is_idle.set()
 
     def _check(self, answer: Answer) -> None:
@@ -103,21 +120,28 @@ class Control:
         self.num_answers += 1
 
     def check(self) -> None:
-        assert not self.failure, self.failure
+        """Raises what has failed since the last time, once there is a new stream for whoever comes next."""
+        if self._failure or not self._is_well.is_set():
+            is_well = self._is_well.wait(self._may_wait_s)
+            self._may_wait_s = self._patience_s if is_well else 0.0  # one waits in vain, not all
+            failure, self._failure = self._failure, ""
+            raise AssertionError(failure or f"it has not come back behind {self._last_failure}")
 
     def pause(self) -> None:
         """Behind the answer that it is at."""
-        self._may_go_on.clear()
         self._is_idle.clear()
-        if self._thread.is_alive():
-            assert self._is_idle.wait(60), "the control stream has not ended"
-        self.check()
+        self._may_go_on.clear()
+        is_idle = self._is_idle.wait(60)
+        if self._failure or not is_idle:
+            self.resume()  # also for whoever comes next
+            assert is_idle, "the control stream has not ended"
+            self.check()
 
     def resume(self) -> None:
         self._may_go_on.set()
 
     def stop(self) -> None:
-        self._is_over = True
+        self._is_over.set()
         self._may_go_on.set()
         self._thread.join(60)
         self._socket.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ BODY: dict[str, Any] = {"prompt": [72, 105], "max_tokens": 2}
 CANARY = "canaryprompt"  # in prompts of ours: no log line may have it
 
 
-def write_key_file(path: Path) -> None:
+def write_key_file(path: Path, more: Mapping[bytes, str]) -> None:
+    """`more`: keys beside ours, each with its limits."""
     path.touch(0o600)
     lines = [
-        f"{name} {hashlib.sha256(key).hexdigest()} {name}\n"
-        for name, key in (("infer", KEY), ("metrics", METRICS_KEY))
+        f"{name} {hashlib.sha256(key).hexdigest()} {scope} {limits}\n"
+        for name, key, scope, limits in (
+            ("infer", KEY, "infer", ""),
+            ("metrics", METRICS_KEY, "metrics", ""),
+            *((f"more-{i}", key, "infer", words) for i, (key, words) in enumerate(more.items())),
+        )
     ]
     path.write_text("".join(lines))
 

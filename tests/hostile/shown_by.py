@@ -16,6 +16,7 @@ _SLOW, _POOR, _MORE = (
     "hostile/test_resources.py",
     "hostile/test_bodies.py",
 )
+_PARKED, _CUT = "hostile/test_readers_parked.py", "hostile/test_readers_cut.py"
 _RESUME, _KEPT = "api/test_resume.py", "api/test_kept_runs.py"
 
 SHOWN_BY: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "B44": (_FIELDS, f"{_MORE}::test_B44_"),
     "B45": (_FIELDS, f"{_BODIES}::B45-"),
     "B46": (_FIELDS, f"{_BODIES}::B46-"),
-    "B47": (f"{_BODIES}::B47-",),
+    "B47": (f"{_BODIES}::B47-", "hostile/test_model_names.py::test_B47_"),
     "B48": (_FIELDS, f"{_BODIES}::B48-"),
     "B49": (
         _FIELDS,
@@ -61,6 +62,9 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     ),
     "B51": (f"{_LEAVING}::test_B51_",),
     "B52": (f"{_LEAVING}::test_B52_",),
+    "B53": (f"{_PARKED}::test_B53_", f"{_CUT}::test_B53_"),
+    "B54": (f"{_PARKED}::test_B54_", f"{_CUT}::test_B54_"),
+    "B55": ("hostile/test_storm.py::test_B55_",),
     "B56": (
         f"{_LEAVING}::test_B56_",
         "engine/test_engine.py::test_an_abort_of_the_preempted_and_of_the_unknown",
@@ -136,8 +140,4 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "B74": (f"{_POOR}::test_B74_",),
 }
 
-MISSING: dict[str, str] = {
-    "B53": "a reader that never reads is not parked yet: its blocks are held while it stalls",
-    "B54": "the same for one that reads a byte a second; nothing closes it",
-    "B55": "there is no admission by load yet, so nothing answers 429 or 503 to a storm of repeats",
-}
+MISSING: dict[str, str] = {}

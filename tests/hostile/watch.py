@@ -40,6 +40,7 @@ class Held:
     num_fds: tuple[int, ...]
     num_threads: tuple[int, ...]
     num_connections: float
+    num_tasks: float  # of the api
     num_open: float  # sequences
     kv_usage: float
     num_restarts: float  # of the engine
@@ -50,6 +51,7 @@ class Held:
             self.num_fds == baseline.num_fds
             and sum(self.num_threads) <= sum(baseline.num_threads) + _POOL_THREADS
             and self.num_connections <= baseline.num_connections
+            and self.num_tasks <= baseline.num_tasks
             and self.num_open <= baseline.num_open
             and self.kv_usage <= baseline.kv_usage
         )
@@ -78,6 +80,7 @@ class Watch:
             max(set(fds), key=fds.count),
             tuple(map(max, zip(*(held.num_threads for held in seen), strict=True))),
             max(held.num_connections for held in seen),
+            max(held.num_tasks for held in seen),
             max(held.num_open for held in seen),
             max(held.kv_usage for held in seen),
             num_restarts=0,
@@ -89,6 +92,7 @@ class Watch:
             tuple(process.num_fds() for process in self._processes),
             tuple(process.num_threads() for process in self._processes),
             metrics.get("continuo:connections", 0.0),
+            metrics["continuo:tasks"],
             metrics["continuo:open_sequences"],
             metrics["vllm:kv_cache_usage_perc"],
             metrics["continuo:engine_restarts_total"],

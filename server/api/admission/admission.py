@@ -29,6 +29,7 @@ from server.errors import RequestError
 from server.ipc.frames import EngineInfo, EngineStats
 
 _JITTER = 0.2  # of a Retry-After, both ways: clients that were refused together come back apart
+_LEAST_RETRY_S = 1.5  # that is 1 or 2: under a steady storm all waits are short
 _LATE_S = 1.0
 _WATCH_EVERY_S = 0.1
 _TIMER_GRAIN_S = 0.002  # timers of event loops count milliseconds, and may be early by one
@@ -272,5 +273,5 @@ class Admission:
     def _jittered(self, wait_s: float) -> int:
         """Whole seconds, as the header has them, rounded up or down by chance: else all who are told of
         half a second would come back together."""
-        jittered = max(1.0, wait_s * self._uniform(1 - _JITTER, 1 + _JITTER))
+        jittered = max(_LEAST_RETRY_S, wait_s * self._uniform(1 - _JITTER, 1 + _JITTER))
         return int(jittered + self._uniform(0.0, 1.0))

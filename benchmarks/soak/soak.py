@@ -32,7 +32,7 @@ _EXPIRY_S = 75.0  # kept runs are forgotten after 60 s without a reader
 NOTHING = (
     "open_sequences", "used_blocks", "num_requests_running", "num_requests_waiting", "waiting_sequences",
     "waiting_tokens", "parked_streams", "queue_bytes[engine_frames]", "queue_bytes[unread_outputs]",
-    "queue_bytes[unfinished_requests]",
+    "queue_bytes[requests]",
 )  # fmt: skip
 
 

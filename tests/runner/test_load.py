@@ -90,6 +90,5 @@ def test_build_runner_gives_a_warm_runner(tiny_model_dir: Path) -> None:
     assert loaded.num_blocks == 4 * 64 // 16
     assert loaded.system_fingerprint.startswith("fp_")
     assert loaded.config.dtype in ("bfloat16", "float32")
-    text = "\n".join(loaded.lines)
-    assert "16 blocks hold 256 tokens" in text
-    assert "threads" in text
+    assert any("16 blocks hold 256 tokens" in part.note for part in loaded.parts)
+    assert any("threads" in line for line in loaded.lines)

@@ -29,6 +29,7 @@ class Rig:
         self.rejections: list[str] = []
         self.admission = Admission(
             max_queue_s,
+            sure=1.0,
             clock=lambda: self.now_s,
             on_rejection=self.rejections.append,
             **options,  # type: ignore[arg-type]
@@ -356,3 +357,15 @@ def test_a_moment_over_the_limit_is_not_overload() -> None:
         rig.admit(tokens=1000)
     rig.now_s += 0.9
     assert not rig.admission.is_overloaded()
+
+
+def test_an_estimate_that_is_off_by_a_fifth_lets_nobody_in_who_would_expire() -> None:
+    rig = Rig(30.0)
+    admission = Admission(30.0, clock=lambda: rig.now_s)
+    rig.admission = admission
+    rig.measure(1000)
+    num_tokens = 0
+    while rig.status_of("", [Load(1, 0, 1000)]) == 200:
+        num_tokens += 1000
+    assert num_tokens / 1000 * 1.2 <= 30.0
+    assert num_tokens / 1000 * 1.35 >= 30.0

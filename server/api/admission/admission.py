@@ -30,6 +30,7 @@ from server.ipc.frames import EngineInfo, EngineStats
 
 _JITTER = 0.2  # of a Retry-After, both ways: clients that were refused together come back apart
 _LEAST_RETRY_S = 1.5  # that is 1 or 2: under a steady storm all waits are short
+SURE = 0.8  # of the time that is left: estimates are off by a fifth, and who expires has waited in vain
 _LATE_S = 1.0
 _WATCH_EVERY_S = 0.1
 _TIMER_GRAIN_S = 0.002  # timers of event loops count milliseconds, and may be early by one
@@ -86,12 +87,15 @@ class Admission:
         *,
         room: WaitingRoom | None = None,
         open_requests: OpenRequests | None = None,
+        sure: float = SURE,
         on_rejection: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`on_rejection` is given the reason of each refusal."""
+        """`sure`: the share of the time that a request may wait which its estimate must not pass.
+        `on_rejection` is given the reason of each refusal."""
         self.max_queue_s = max_queue_s
+        self._sure = sure
         self.room = room or WaitingRoom()
         self.open_requests = open_requests or OpenRequests()
         self.rate = ServiceRate()
@@ -173,7 +177,7 @@ class Admission:
         if shortage is not None:
             message = f"This API key is over its limit of {shortage.what}."
             raise self._over_limit(message, shortage.wait_s)
-        left_s = self.left_s(who)
+        left_s = self._sure * self.left_s(who)
         estimate = self.estimate(who.tenant, priority)
         if estimate.wait_s > left_s:
             wait_s = estimate.wait_s - left_s
@@ -223,7 +227,7 @@ class Admission:
     def is_overloaded(self) -> bool:
         """For a probe: requests are being refused for what waits here."""
         self._watched_s = self._clock()
-        pressure = max(self.shortest_wait_s() / self.max_queue_s, self.room.fill)
+        pressure = max(self.shortest_wait_s() / (self._sure * self.max_queue_s), self.room.fill)
         return self._watch.update(pressure, self._watched_s)
 
     def shortest_wait_s(self) -> float:

@@ -1,11 +1,11 @@
 """Five times more than it can do: an open loop over a real server, against what it does at its peak.
 
-One run, one server: idle requests one by one; a closed loop that keeps every row busy (the peak); then
-requests at five times that rate for two minutes, whatever comes back; then short probes, some a second,
-whatever becomes of those before: the server has recovered with the first from which on all have their first
-token as soon as at the peak, where every row is busy and nobody waits. That must be what the queue takes:
-it is as long as --max-queue-seconds allows. The generator shares the cores with the server: it takes from
-all figures.
+One run, one server: idle requests one by one; a closed loop that keeps every row busy (the peak); the same
+with as many GETs of /version beside it as will be refused (the generator and HTTP share the cores with the
+engine, and take from it whatever is answered); requests at five times the peak's rate for two minutes,
+whatever comes back; short probes; both peaks again, as machines drift. The server has recovered with the
+first probe from which on all have their first token as soon as at the peak, where every row is busy and
+nobody waits. That must be what the queue takes: it is as long as --max-queue-seconds allows.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from benchmarks.report import Report
 from benchmarks.serving.live_server import live_server
 from server.bench.completion import complete
 from server.bench.config import BenchConfig
-from server.bench.connection import HttpClient
-from server.bench.load import Generator, LoadRun
+from server.bench.connection import BodyReader, HttpClient
+from server.bench.load import Generator, LoadRun, Send
 from server.bench.probe import ROUTES, probe
 from server.bench.record import Record
 from server.bench.requests import Requests
 from server.bench.target import parse_url
 
 OVERLOAD_S = 120.0
-PEAK_S = 30.0
+PEAK_S = 20.0  # each of four
 WIDTH = 64  # in the closed loop: a CPU engine's rows; more would be refused, and come back at once
 FACTOR = 5
 MAX_QUEUE_S = 4  # what waits when the load falls is served first: recovery takes so long
@@ -48,7 +48,8 @@ _PROMPT_TOKENS, _OUTPUT_TOKENS = "uniform:16,64", "uniform:64,192"
 @dataclass
 class Outcome:
     idle: LoadRun
-    peak: LoadRun
+    peaks: list[LoadRun]
+    busy_peaks: list[LoadRun]  # beside GETs
     overload: LoadRun
     probes: LoadRun
     fell_at_s: float  # when the load did
@@ -63,25 +64,40 @@ async def _measure(url: str, overload_s: float, peak_s: float) -> Outcome:
     async def send(body: bytes, record: Record) -> None:
         await complete(client, target.post(ROUTES["completions"], body), record, config.timeout)
 
-    async def load(index: int, **fields: Any) -> LoadRun:
+    async def get(_: bytes, record: Record) -> None:
+        await client.send(target.get("/version"), BodyReader(1 << 16), config.timeout)
+
+    async def load(index: int, send: Send = send, **fields: Any) -> LoadRun:
         phase = replace(config, **fields)
         requests, run = Requests(phase, facts), LoadRun(phase.loads()[0])
         await Generator(phase, requests, send, asyncio.Event()).run(run.load, index, run)
         return run
 
+    async def peak(index: int, beside: float = 0.0) -> LoadRun:
+        gets = load(index, get, rate=f"{beside:.3f}", duration=peak_s) if beside else _nothing()
+        return (await asyncio.gather(load(index, concurrency=str(WIDTH), duration=peak_s), gets))[0]
+
     try:
         idle = await load(0, concurrency="1", num_requests=_IDLE_REQUESTS)
-        peak = await load(1, concurrency=str(WIDTH), duration=peak_s)
-        rate = FACTOR * len(_done(peak)) / (peak.ended_s - peak.started_s)
-        flood = asyncio.ensure_future(load(2, rate=f"{rate:.3f}", duration=overload_s))
+        peaks = [await peak(1)]
+        served = len(_done(peaks[0])) / (peaks[0].ended_s - peaks[0].started_s)
+        busy_peaks = [await peak(4, (FACTOR - 1) * served)]
+        flood = asyncio.ensure_future(load(2, rate=f"{FACTOR * served:.3f}", duration=overload_s))
         await asyncio.sleep(overload_s + 0.05)
         fell_at_s = time.perf_counter()
         probes = await load(
             3, rate=str(_PROBES_PER_S), duration=_PROBE_S, output_tokens=_PROBE_TOKENS
         )
-        return Outcome(idle, peak, await flood, probes, fell_at_s)
+        overload = await flood
+        peaks.append(await peak(5))
+        busy_peaks.append(await peak(6, (FACTOR - 1) * served))
+        return Outcome(idle, peaks, busy_peaks, overload, probes, fell_at_s)
     finally:
         client.close()
+
+
+async def _nothing() -> None:
+    """Beside a peak."""
 
 
 def _recovery_s(probes: LoadRun, limit_s: float, fell_at_s: float) -> float:
@@ -140,33 +156,41 @@ def _refused(run: LoadRun) -> list[Record]:
     return [record for record in run.records if record.failure in _REFUSALS]
 
 
+def _settled_tokens_per_s(run: LoadRun) -> float:
+    """Rows fill at the beginning; what is in them at the end is still answered."""
+    settled_s = run.started_s + (run.ended_s - run.started_s) / 4
+    return _tokens_per_s(run, settled_s, max(each.due_s for each in run.records))
+
+
 def _figures(outcome: Outcome) -> dict[str, float]:
-    peak, flood = outcome.peak, outcome.overload
-    # Rows fill at the beginning; what is in them at the end of the peak is still answered.
-    settled_s = peak.started_s + (peak.ended_s - peak.started_s) / 4
-    best = _tokens_per_s(peak, settled_s, max(each.due_s for each in peak.records))
+    flood = outcome.overload
+    best = statistics.mean(map(_settled_tokens_per_s, outcome.peaks))
+    busy = statistics.mean(map(_settled_tokens_per_s, outcome.busy_peaks))
     good = _tokens_per_s(flood, flood.started_s + MAX_QUEUE_S, outcome.fell_at_s)
     refusals_ms = [each.e2e_s * 1e3 for each in _refused(flood)]
     server_ms = [(each.end_s - each.sent_s) * 1e3 for each in _refused(flood)]
     ttft_s = [each.ttft_s for each in _done(flood) if each.ttft_s is not None]
     failures = Counter(each.failure for each in flood.records if not each.is_ok)
     others = sum(count for name, count in failures.items() if name not in _REFUSALS)
-    limit_s = _QUICK * _median_ttft(peak)
+    limit_s = _QUICK * _median_ttft(outcome.peaks[0])
     span_s = outcome.fell_at_s - flood.started_s
     return {
         "idle TTFT p50 ms": _median_ttft(outcome.idle) * 1e3,
         "peak tokens/s": best,
+        "peak tokens/s, beside GETs": busy,
         "offered requests/s": len(flood.records) / span_s,
         "served requests/s": len(_done(flood)) / span_s,
         "goodput tokens/s": good,
         "goodput / peak": good / best,
+        "goodput / peak beside GETs": good / busy,
         "refused": float(len(refusals_ms)),
+        "of these, after a wait": float(sum(each > 1000 for each in refusals_ms)),
         "refusal p50 ms": _p(refusals_ms, 50),
         "refusal p99 ms": _p(refusals_ms, 99),
         "refusal p99 ms, from when it was sent": _p(server_ms, 99),
         "TTFT of served p99 s": _p(ttft_s, 99),
         "other failures": float(others),
-        "peak TTFT p50 ms": _median_ttft(peak) * 1e3,
+        "peak TTFT p50 ms": _median_ttft(outcome.peaks[0]) * 1e3,
         "recovery s": _recovery_s(outcome.probes, limit_s, outcome.fell_at_s),
         "generator lag p99 ms": _p([each.lag_s * 1e3 for each in flood.records], 99),
         "generator share of a core": flood.cpu_s / (flood.ended_s - flood.started_s),

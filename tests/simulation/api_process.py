@@ -26,7 +26,7 @@ from server.ipc.wire import FrameReader, with_header
 from server.tokenizer.encoding import Tokenizer, Vocabulary
 from tests.simulation.clock import Clock
 from tests.simulation.oracle import EOS, TOKEN_BYTES
-from tests.simulation.pipe import Connection
+from tests.simulation.pipe import Connection, PipeFaults
 
 _RETRY_S = 0.02
 _SWEEP_S = 1.0
@@ -83,12 +83,18 @@ class ApiProcess:
         self.kept = KeptRuns(kept_bytes)
         self.is_alive = True
         self.num_protocol_errors = 0
+        self.pipe_faults: PipeFaults | None = None
         self.has_slow_socket = False
         self.in_deaths: set[int] = set()  # those in the steps of engines that died of themselves
         self.num_turns = 0
         self.knows_engine = False  # a request is planned for an engine that is known
         self._try_to_connect()
         clock.after(_SWEEP_S, self._sweep)
+
+    @property
+    def num_swaps(self) -> int:
+        """Of frames, that the pipes have made so far."""
+        return 0 if self.pipe_faults is None else self.pipe_faults.num_swaps
 
     def start(self, plan: Plan, tenant: str, max_queue_s: float | None) -> Run | None:
         """None: it is refused, because it is known to stop engines."""
@@ -158,6 +164,8 @@ class ApiProcess:
         self.connection = self._connect(self)
         if self.connection is None:
             self._clock.after(_RETRY_S, self._try_to_connect)
+        else:
+            self.pipe_faults = self.connection.faults
 
     def receive(self, connection: Connection, data: bytes | None) -> None:
         if connection is not self.connection or not self.is_alive:

@@ -23,6 +23,7 @@ class PipeFaults:
         self.rng = rng
         self.latency_s = latency_s
         self.is_on = True
+        self.num_swaps = 0
         self.set({})
 
     def set(self, chances: dict[str, float]) -> None:
@@ -76,6 +77,7 @@ class Pipe:
             self._pass(frame)
         elif what == "swap":
             self._held = frame
+            self._faults.num_swaps += 1
             self._clock.after(_HOLD_S, self._release)
         elif what == "stall":
             stalled_s = self._clock.now_s + 0.1 * self._faults.rng.random()
@@ -126,6 +128,7 @@ class Connection:
     ) -> None:
         """`api` and `engine` get what arrives; None: it is lost."""
         self._clock = clock
+        self.faults = faults
         self._api, self._engine = partial(api, self), partial(engine, self)
         self.to_api = Pipe(clock, faults, self._api, self.drop)
         self.to_engine = Pipe(clock, faults, self._engine, self.drop)

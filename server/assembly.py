@@ -12,6 +12,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.step_shape import StepShape
 from server.engine_memory import queue_parts
 from server.errors import ModelError
 from server.grammar.client import GrammarClient
@@ -58,11 +59,13 @@ def engine_of(
     board: Board | None = None,
 ) -> Engine:
     """An engine over a runner; needs no tokenizer. `gaps`: ids without a token."""
+    num_seqs = loaded.limits.max_num_seqs
     scheduler = Scheduler(
         BlockManager(loaded.num_blocks, PrefixCache(loaded.config.block_size)),
-        max_num_seqs=loaded.limits.max_num_seqs,
+        max_num_seqs=num_seqs,
         max_num_batched_tokens=loaded.limits.max_num_batched_tokens,
         max_model_len=loaded.limits.max_model_len,
+        shape=StepShape.of_rows(num_seqs) if loaded.config.device == "cpu" else None,
     )
     return Engine(
         scheduler,

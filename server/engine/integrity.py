@@ -38,9 +38,12 @@ def _check_running(scheduler: Scheduler) -> None:
         assert seq.num_computed_tokens < seq.num_tokens or seq.is_all_dispatched
         assert seq.num_computed_tokens <= len(seq.block_table) * scheduler.blocks.block_size
         assert seq.num_preemptions <= MAX_PREEMPTIONS
-    for seq in running[:-1]:
+    behind = [seq for seq in running if seq.is_behind]
+    assert behind == [seq for seq in scheduler._behind if seq.is_behind]
+    assert len({seq.tenant for seq in behind}) == len(behind), "one of a tenant at a time"
+    for seq in running:
         is_caught_up = seq.num_computed_tokens == seq.num_tokens - 1
-        assert is_caught_up or seq.is_all_dispatched, "only the last may be behind"
+        assert is_caught_up or seq.is_behind or seq.is_all_dispatched
 
 
 def _check_counts(scheduler: Scheduler) -> None:

@@ -19,8 +19,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from server.engine.block_manager import BlockManager
+from server.engine.block_tables import BlockTables
 from server.engine.fairness import (
-    MAX_PREEMPTIONS,
     last_preemptible,
     min_lead,
     seniority,
@@ -29,6 +29,7 @@ from server.engine.fairness import (
 from server.engine.integrity import check_scheduler
 from server.engine.refusals import refuse_endless
 from server.engine.sequence_state import SequenceState
+from server.engine.step_shape import StepShape, Wanted, without
 from server.engine.tenants import Tenants, settle
 from server.engine.waiting import WaitingQueue
 from server.errors import RequestError
@@ -38,6 +39,7 @@ from server.sequence import SequenceKey, SequenceRequest
 # Full contexts that may be asked for in front of the oldest that waits: by a higher priority, or because
 # it is too large for the blocks that are free.
 PATIENCE = 8
+_SHARED_STEPS = 256  # in which the steps keep their shape for a tenant that may come back
 _MAX_LOOKED_AT = 4  # behind one that is too large
 _MAX_AT_ONCE = 4  # preemptions in a step for other tenants, and sequences for which
 
@@ -60,20 +62,27 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        shape: StepShape | None = None,
     ) -> None:
         assert max_num_batched_tokens >= max_num_seqs, "every running sequence gets its token"
         self.blocks = blocks
+        self.tables = BlockTables(blocks)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.shape = shape  # None: whatever a step holds, it takes as long
         self.sequences: dict[SequenceKey, SequenceState] = {}
         self.tenants = Tenants()
         self.waiting = WaitingQueue(PATIENCE * max_model_len)
         self.running: list[SequenceState] = []
+        self._behind: list[
+            SequenceState
+        ] = []  # of `running`, in its order; some may have caught up
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._due: list[SequenceState] = []  # reached `due_at`, and not served since
         self._min_lead = min_lead(max_num_seqs)
         self._num_arrivals = 0
+        self._last_shared = -_SHARED_STEPS - 1  # the last step in which tenants were several
         self._num_admissions = 0
         self.num_gated = 0  # of `sequences`
         self.num_waiting = 0  # without a row, for want of one or of what they may draw
@@ -81,9 +90,6 @@ class Scheduler:
         self._num_asked_tokens = 0  # rows of what is open and what has been scheduled
         self.num_scheduled_tokens = 0  # of all steps
         self.num_preemptions = 0
-        self.num_cache_queries = 0
-        self.num_cache_hits = 0
-        self.num_replayed_tokens = 0
 
     @property
     def num_owed_tokens(self) -> int:
@@ -144,11 +150,11 @@ class Scheduler:
         """The one invariant: a sequence has `num_tokens` and `num_computed_tokens`, and no phase. A step
         gives it some of the difference, until the two are equal; then the step samples its next token.
 
-        Only the last of `running` can be more than one token behind, because nothing is admitted
-        behind it until it has caught up. So going through `running` in order serves decodes first,
-        and the budget left over is the prefill chunk. Every running sequence that is ready is in every
-        step. Nothing is scheduled when everything is dispatched, or when whoever comes next lacks ids
-        still to arrive.
+        Decodes are served first, and the budget left over is the prefill chunk. Nothing is admitted behind
+        one that is more than a token behind, but for a tenant that was given
+        no more. Every running sequence
+        that is ready is in every step, unless tenants take turns (`step_shape.py`). Nothing is scheduled
+        when everything is dispatched, or when whoever comes next lacks ids still to arrive.
         """
         batch = StepBatch(step)
         if self.tenants.are_several and self.waiting:
@@ -156,21 +162,48 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         if self._due:
             self._serve_due(batch)
-        budget = self.max_num_batched_tokens
-        if self.running:
-            last = self.running[-1]
-            is_behind = last.num_computed_tokens < max(last.num_prompt_tokens, last.num_tokens - 1)
-            caught_up = self.running[:-1] if is_behind else self.running
-            if self.num_gated:
-                caught_up = self._pass_gate(caught_up, batch)
-            self._advance_caught_up(caught_up, batch.scheduled)
-            budget -= len(caught_up)
-            if is_behind:
-                budget -= self._advance(last, budget, batch.scheduled)
-        if self.num_preemptions == num_preemptions:  # else it would take back what it just gave up
-            budget = self._admit(batch, budget)
-        self.num_scheduled_tokens += self.max_num_batched_tokens - budget
+        can_admit = (
+            self.num_preemptions == num_preemptions
+        )  # else it would take back what it gave up
+        behind = self._behind = [seq for seq in self._behind if seq.is_behind]
+        caught_up = without(behind, self.running)
+        if self.num_gated:
+            caught_up = [seq for seq in caught_up if self._is_ready(seq)]
+        most, shape = self.max_num_batched_tokens, self.shape
+        if self.tenants.are_several:
+            self._last_shared = step
+        if shape is None or step - self._last_shared > _SHARED_STEPS:
+            num = len(caught_up)
+            budget = most - num if shape is None else shape.chunk(num, most)
+            chunks = [budget] * len(behind)
+        else:
+            wanted = self._wanted(behind, can_admit)
+            caught_up, chunks, budget = shape.share(caught_up, wanted, len(self.tenants), most)
+        if self.num_gated:
+            self._pass_gate(caught_up, batch)
+        self._advance_caught_up(caught_up, batch.scheduled)
+        self.num_scheduled_tokens += len(caught_up)
+        for seq, chunk in zip(behind, chunks, strict=False):  # the last is of who comes next
+            budget -= self._advance(seq, min(chunk, budget), batch.scheduled)
+        if can_admit:
+            self._admit(batch, budget)
         return ScheduledStep(batch, self._participants(batch))
+
+    def _wanted(self, behind: list[SequenceState], can_admit: bool) -> list[Wanted]:
+        """By those behind, then by who can be admitted at once."""
+        wanted = [Wanted.of(seq, seq.num_computed_tokens) for seq in behind]
+        if can_admit and self._free_rows and self.waiting:
+            first = self.waiting.first
+            num_cached = self.tables.num_cached_tokens(first)
+            if num_cached is not None and self._has_all_ids(first) and self._may_pass(first):
+                wanted.append(Wanted.of(first, num_cached))
+        return wanted
+
+    def _may_pass(self, seq: SequenceState) -> bool:
+        """Whether it may be admitted behind those that have not caught up: one of a tenant at a time."""
+        tenant = seq.tenant
+        late = [other.tenant for other in self._behind if other.is_behind]
+        return all(other is not tenant and other.counter >= tenant.counter for other in late)
 
     def _balance(self) -> None:
         """Between tenants: whoever comes next need not wait for the end of one that is far ahead. The rows
@@ -179,20 +212,23 @@ class Scheduler:
         self._leave([seq for seq in self._due if seq.row >= 0 and seq.is_all_dispatched])
         most = self.num_preemptions + _MAX_AT_ONCE
         for num_promised, first in enumerate(self.waiting.next_few(_MAX_AT_ONCE)):
-            while len(self._free_rows) <= num_promised or not self._fits(first):
+            while (
+                len(self._free_rows) <= num_promised or self.tables.num_cached_tokens(first) is None
+            ):
                 last = who_makes_room(self.running, self.tenants, first, self._min_lead)
                 if last is None or self.num_preemptions == most:
                     return
                 self._preempt(last)
 
-    def _pass_gate(self, caught_up: list[SequenceState], batch: StepBatch) -> list[SequenceState]:
-        """Those that are ready. Each draws a token now, and the next one waits for what it is."""
-        ready = [seq for seq in caught_up if seq.is_ready]
+    def _is_ready(self, seq: SequenceState) -> bool:
+        return seq.is_ready
+
+    def _pass_gate(self, ready: list[SequenceState], batch: StepBatch) -> None:
+        """Each draws a token now, and the next one waits for what it is."""
         for seq in ready:
             if seq.is_gated:
                 self._send_mask(seq, batch)
                 seq.is_ready = False
-        return ready
 
     def _send_mask(self, seq: SequenceState, batch: StepBatch) -> None:
         """Where the row does not hold it yet."""
@@ -202,15 +238,18 @@ class Scheduler:
             seq.row_mask = allowed
 
     def _participants(self, batch: StepBatch) -> list[SequenceState]:
-        """Of `running`, those in the batch; it has them in the same order."""
-        if len(batch.scheduled) == len(self.running):
+        """Of `running`, those in the batch, in its order."""
+        if len(batch.scheduled) == len(self.running) and not self._behind:
             return self.running.copy()
-        rows = {scheduled.row for scheduled in batch.scheduled}
-        return [seq for seq in self.running if seq.row in rows]
+        of_row = {seq.row: seq for seq in self.running}
+        return [of_row[scheduled.row] for scheduled in batch.scheduled]
 
     def _advance(self, seq: SequenceState, budget: int, scheduled: list[ScheduledRow]) -> int:
         num_computed, num_tokens = seq.num_computed_tokens, seq.num_tokens
         num_scheduled = min(num_tokens - num_computed, budget)
+        if not num_scheduled:
+            return 0
+        self.num_scheduled_tokens += num_scheduled
         end = num_computed + num_scheduled
         is_sampling = end == num_tokens < seq.stop.max_num_tokens
         scheduled.append(ScheduledRow(seq.row, num_computed, num_scheduled, is_sampling))
@@ -256,13 +295,7 @@ class Scheduler:
         while seq.row >= 0 and not self.blocks.can_allocate(1):
             self._preempt(self._last_preemptible())
         if seq.row >= 0:
-            block_ids = self.blocks.allocate(1)
-            batch.new_blocks.append(NewBlocks(seq.row, len(seq.block_table), block_ids))
-            seq.block_table += block_ids
-            self._set_due(seq)
-
-    def _set_due(self, seq: SequenceState) -> None:
-        seq.due_at = min(len(seq.block_table) * self.blocks.block_size, seq.max_num_slots)
+            batch.new_blocks.append(self.tables.grow(seq))
 
     def _last_preemptible(self) -> SequenceState:
         """One with reserved blocks is not; but then it never needs one, so who asks always is."""
@@ -283,21 +316,19 @@ class Scheduler:
         if seq.is_ready:
             self._enqueue(seq)
 
-    def _admit(self, batch: StepBatch, budget: int) -> int:
-        """Fill the rows from `waiting`. Budget left means that all of `running` has caught up. Returns
-        what is left of it."""
+    def _admit(self, batch: StepBatch, budget: int) -> None:
+        """Fill the rows from `waiting`."""
         while budget and self._free_rows and self.waiting:
             first = seq = self.waiting.first
-            if not self._has_all_ids(seq):
+            if not (self._has_all_ids(seq) and self._may_pass(seq)):
                 break
-            if not self._allocate(seq):
+            if not self.tables.allocate(seq):
                 smaller = self._smaller_than(first)
                 if smaller is None:
                     break
                 seq = smaller
             self.waiting.admit(seq, first)
             budget -= self._begin(seq, budget, batch)
-        return budget
 
     def _begin(self, seq: SequenceState, budget: int, batch: StepBatch) -> int:
         """Give one that has its blocks a row, and the first rows of its step."""
@@ -313,6 +344,8 @@ class Scheduler:
         batch.new_blocks.append(NewBlocks(seq.row, 0, seq.block_table))
         self._send_mask(seq, batch)
         num_scheduled = self._advance(seq, budget, batch.scheduled)
+        if seq.is_behind:
+            self._behind.append(seq)
         if self.tenants.are_several:
             settle((seq,))  # or a whole burst would be admitted before it counts
         return num_scheduled
@@ -327,46 +360,13 @@ class Scheduler:
             if not self.blocks.can_allocate(1):
                 break
             is_fresh = not seq.num_preemptions and seq.tenant.counter <= lead
-            if is_fresh and self._allocate(seq):
+            if is_fresh and self._may_pass(seq) and self.tables.allocate(seq):
                 return seq
         return None
 
     def _has_all_ids(self, seq: SequenceState) -> bool:
         """Not one preempted with a token in flight: the token arrives first, and may be its last."""
         return len(seq.token_ids) == seq.num_tokens
-
-    def _fits(self, seq: SequenceState) -> bool:
-        block_ids, _ = self.blocks.cache.match(seq)
-        return self.blocks.can_allocate(self._num_blocks(seq) - len(block_ids), block_ids)
-
-    def _num_blocks(self, seq: SequenceState) -> int:
-        is_reserved = seq.num_preemptions >= MAX_PREEMPTIONS
-        return self.blocks.blocks_for(seq.max_num_slots if is_reserved else seq.num_tokens)
-
-    def _allocate(self, seq: SequenceState) -> bool:
-        """Blocks for all its tokens, cached ones first, or none. A chunk then never lacks a block."""
-        num_blocks = self._num_blocks(seq)
-        block_ids, link = self.blocks.cache.match(seq)
-        if not self.blocks.can_allocate(num_blocks - len(block_ids), block_ids):
-            return False
-        self.blocks.share(block_ids)
-        seq.block_table = block_ids + self.blocks.allocate(num_blocks - len(block_ids))
-        seq.link = link
-        seq.num_registered_blocks = len(block_ids)
-        seq.num_computed_tokens = len(block_ids) * self.blocks.block_size
-        self._set_due(seq)
-        self._count_cached(seq)
-        return True
-
-    def _count_cached(self, seq: SequenceState) -> None:
-        if seq.num_cached_tokens is not None:  # it comes back
-            self.num_replayed_tokens += seq.num_tokens - seq.num_computed_tokens
-        else:
-            seq.num_cached_tokens = seq.num_computed_tokens
-            seq.num_charged += seq.num_computed_tokens
-            if seq.can_read_cache:
-                self.num_cache_queries += seq.num_prompt_tokens
-                self.num_cache_hits += seq.num_cached_tokens
 
     def _leave(self, leaving: list[SequenceState]) -> None:
         """Take sequences out of `running`."""
@@ -380,6 +380,8 @@ class Scheduler:
         self.blocks.cache.register(seq)
         self.blocks.deallocate(seq.block_table)
         self._free_rows.append(seq.row)
+        if seq in self._behind:
+            self._behind.remove(seq)
         seq.row = -1
         seq.tenant.num_rows -= 1
 

@@ -99,6 +99,11 @@ class SequenceState:
         return max(self.num_prompt_tokens, self.stop.max_num_tokens - 1)
 
     @property
+    def is_behind(self) -> bool:
+        """It has more to compute than its last token."""
+        return self.num_computed_tokens < max(self.num_prompt_tokens, self.num_tokens - 1)
+
+    @property
     def is_all_dispatched(self) -> bool:
         """Nothing is left to schedule; results may still be on their way."""
         return self.num_computed_tokens == self.max_num_slots

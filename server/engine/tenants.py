@@ -23,6 +23,7 @@ class Tenant:
     counter: int = 0
     num_open: int = 0
     num_rows: int = 0
+    turn: int = -1  # `admission` of its sequence that took the last turn (`step_shape.py`)
     # Of those of its sequences that wait for a row (`WaitingQueue` writes to these).
     ranks: list[tuple[int, bool, int]] = field(default_factory=list)  # sorted
     arrivals: list[int] = field(default_factory=list)  # sorted

@@ -38,7 +38,7 @@ class NewRow(NamedTuple):
 
 
 class NewBlocks(NamedTuple):
-    """Block ids written to a row's block table from index `start` on."""
+    """Block ids written to a row's block table from index `start` on. The row may sit the step out."""
 
     row: int
     start: int

@@ -185,9 +185,11 @@ class FakeDevice:
         """What a new row has computed already lies in shared blocks; all others are its own."""
         starts = {scheduled.row: scheduled.num_computed_tokens for scheduled in batch.scheduled}
         for new in batch.new_blocks:
-            _require(new.row in starts, "blocks for a row that is not in the step")
-            _require(starts[new.row] % self.block_size == 0, "blocks are shared whole")
-            first_own = max(starts[new.row] // self.block_size - new.start, 0)
+            start = starts.get(new.row, self.rows[new.row].num_computed_tokens)
+            if start is None:
+                raise DeviceFault("blocks for a row that was never in a step")
+            _require(start % self.block_size == 0, "blocks are shared whole")
+            first_own = max(start // self.block_size - new.start, 0)
             for block_id in new.block_ids[first_own:]:
                 start = block_id * self.block_size
                 self.slots[start : start + self.block_size] = [None] * self.block_size

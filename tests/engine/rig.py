@@ -12,6 +12,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.step_shape import StepShape
 from server.runner.batch import ScheduledRow
 from server.sequence import (
     Grammar,
@@ -35,6 +36,7 @@ class Size:
     max_num_batched_tokens: int = 32
     max_model_len: int = 64
     max_steps_in_flight: int = 1
+    shape: StepShape | None = None
 
     def with_depth(self, max_steps_in_flight: int) -> Size:
         return replace(self, max_steps_in_flight=max_steps_in_flight)
@@ -82,6 +84,7 @@ class Rig:
             max_num_seqs=size.max_num_seqs,
             max_num_batched_tokens=size.max_num_batched_tokens,
             max_model_len=size.max_model_len,
+            shape=size.shape,
         )
         self.device = parts.device(
             num_blocks=size.num_blocks,

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from server.engine.step_shape import StepShape
 from server.errors import RequestError
 from server.sequence import Grammar, SamplingParams, SequenceRequest
 from tests.engine.failing_device import FailingDevice
@@ -27,6 +28,7 @@ SIZES = st.builds(
     block_size=st.sampled_from([2, 4]),
     max_num_seqs=st.integers(2, 5),
     max_num_batched_tokens=st.integers(5, 12),
+    shape=st.none() | st.builds(StepShape, st.integers(1, 8), st.integers(1, 4)),
     max_model_len=st.just(30),
 )
 PARAMS = st.builds(

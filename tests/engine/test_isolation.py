@@ -73,7 +73,7 @@ def test_who_shared_its_blocks_keeps_them_and_the_next_one_computes_its_own(dept
     rig.submit(request(2, LONG, max_tokens=30, choice=2))
     rig.run()
     assert [len(rig.text(i).token_ids) for i in (1, 2)] == [30, 30]
-    assert rig.scheduler.num_cache_hits == 16, "the second one's only"
+    assert rig.scheduler.tables.num_cache_hits == 16, "the second one's only"
     assert found_again(rig, rig.requests[0, 2], 20) == 5
     assert rig.differing() == []
 
@@ -124,7 +124,7 @@ def test_who_is_aborted_before_its_failure_is_known_leaves_no_block_behind() -> 
     assert found_again(rig, rig.requests[0, 0], 20) == 0
     rig.submit(request(1, LONG, max_tokens=3))
     rig.run()
-    assert rig.scheduler.num_cache_hits == 0
+    assert rig.scheduler.tables.num_cache_hits == 0
     assert rig.differing() == []
 
 
@@ -202,7 +202,7 @@ def test_an_engine_is_stuck_when_nothing_can_ever_go_on(monkeypatch: pytest.Monk
     assert not rig.engine.is_stuck
     rig.run()
     rig.submit(request(1, max_tokens=3))
-    monkeypatch.setattr(rig.scheduler, "_allocate", lambda seq: False)
+    monkeypatch.setattr(rig.scheduler.tables, "allocate", lambda seq: False)
     rig.step()
     assert not rig.engine.can_step
     assert rig.engine.is_stuck

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from server.engine.block_manager import BlockManager
+from server.engine.block_tables import BlockTables
 from server.engine.engine import Added, Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import ScheduledStep, Scheduler
@@ -93,12 +95,11 @@ class FreesTwice(BlockManager):
 
 
 class ReplaysGeneratedAsPrompt(Scheduler):
-    def _admit(self, batch: StepBatch, budget: int) -> int:
-        budget = super()._admit(batch, budget)
+    def _admit(self, batch: StepBatch, budget: int) -> None:
+        super()._admit(batch, budget)
         batch.new_rows = [
             row._replace(num_prompt_tokens=len(row.token_ids)) for row in batch.new_rows
         ]
-        return budget
 
 
 class ReplaysWithoutItsTokens(Scheduler):
@@ -108,12 +109,18 @@ class ReplaysWithoutItsTokens(Scheduler):
         seq.num_tokens = seq.num_prompt_tokens
 
 
-class KeepsComputedCount(Scheduler):
-    def _allocate(self, seq: SequenceState) -> bool:
-        is_allocated = super()._allocate(seq)
+class _KeepingTables(BlockTables):
+    def allocate(self, seq: SequenceState) -> bool:
+        is_allocated = super().allocate(seq)
         if is_allocated and seq.num_preemptions and seq.num_computed_tokens == 0:
-            seq.num_computed_tokens = self.blocks.block_size
+            seq.num_computed_tokens = self._blocks.block_size
         return is_allocated
+
+
+class KeepsComputedCount(Scheduler):
+    def __init__(self, blocks: BlockManager, **sizes: Any) -> None:
+        super().__init__(blocks, **sizes)
+        self.tables = _KeepingTables(blocks)
 
 
 class SendsPromptLogprobsTwice(Scheduler):
@@ -131,11 +138,10 @@ class PreemptsWithoutFreeing(Scheduler):
 
 
 class GivesOneRowTwice(Scheduler):
-    def _admit(self, batch: StepBatch, budget: int) -> int:
-        budget = super()._admit(batch, budget)
+    def _admit(self, batch: StepBatch, budget: int) -> None:
+        super()._admit(batch, budget)
         if len(self.running) == 3:
             self._free_rows.append(self.running[0].row)
-        return budget
 
 
 class LeavesStalePadding(FakeDevice):
@@ -214,10 +220,9 @@ class LosesTokensOfThePreempted(Scheduler):
     def _has_all_ids(self, seq: SequenceState) -> bool:
         return True
 
-    def _allocate(self, seq: SequenceState) -> bool:
-        is_allocated = super()._allocate(seq)
-        seq.has_ended = seq.has_ended and not is_allocated
-        return is_allocated
+    def _begin(self, seq: SequenceState, budget: int, batch: StepBatch) -> int:
+        seq.has_ended = False
+        return super()._begin(seq, budget, batch)
 
 
 class EmitsBehindTheAbort(Engine):
@@ -325,7 +330,7 @@ def test_the_trace_meets_everything_and_is_right(max_steps_in_flight: int) -> No
     for rig in rigs:
         assert rig.differing() == []
     assert sum(rig.scheduler.num_preemptions for rig in rigs) > 50
-    assert sum(rig.scheduler.num_cache_hits for rig in rigs) > 500
+    assert sum(rig.scheduler.tables.num_cache_hits for rig in rigs) > 500
     assert sum(rig.device.graphs.num_padding_rows for rig in rigs) > 50
     num_drawn = sum(
         row.is_sampling for rig in rigs for b in rig.device.batches for row in b.scheduled

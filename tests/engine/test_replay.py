@@ -71,7 +71,7 @@ def test_all_at_once_with_too_little_memory_and_again_and_again(
             num_preemptions += rig.scheduler.num_preemptions
             rig.crash(num_to_repeat)
         rig.run()
-        num_hits += rig.scheduler.num_cache_hits
+        num_hits += rig.scheduler.tables.num_cache_hits
         assert rig.unfinished == []
         assert rig.differing() == []
     assert num_preemptions > 5

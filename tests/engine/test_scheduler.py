@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.scheduler import MAX_PREEMPTIONS
+from server.engine.fairness import MAX_PREEMPTIONS
 from server.errors import ContextLengthError, RequestError
 from tests.engine.rig import Rig, Size, request
 

@@ -140,7 +140,7 @@ def test_what_is_cached_or_computed_again_costs_nothing() -> None:
     rig.scheduler._preempt(rig.scheduler.sequences[0, 0])
     rig.evict_idle()
     rig.step()
-    assert rig.scheduler.num_replayed_tokens > 20
+    assert rig.scheduler.tables.num_replayed_tokens > 20
     rig.submit(request(1, long, max_tokens=2, tenant="anna"))
     rig.run()
     assert anna.counter == (20 + 2 * 9) + (4 + 2 * 2)  # of the second prompt 16 were in the cache

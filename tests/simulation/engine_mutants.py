@@ -13,10 +13,9 @@ from tests.simulation.engine_process import Parts
 
 
 class OpensGatesEarly(Scheduler):
-    def _pass_gate(self, caught_up: list[SequenceState], batch: StepBatch) -> list[SequenceState]:
-        for seq in caught_up:
-            seq.is_ready = True
-        return super()._pass_gate(caught_up, batch)
+    def _is_ready(self, seq: SequenceState) -> bool:
+        seq.is_ready = True
+        return True
 
 
 class StarvesDecodes(Scheduler):

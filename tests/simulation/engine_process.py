@@ -12,6 +12,7 @@ from server.engine.engine import Engine
 from server.engine.loop import EngineLoop
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.step_shape import StepShape
 from server.ipc.frames import EngineInfo
 from server.sequence import Death
 from tests.engine.fake_grammars import VOCAB_SIZE, FakeGrammars
@@ -43,6 +44,7 @@ class Sizes:
     max_model_len: int
     max_steps_in_flight: int
     max_mask_delay: int
+    shape: StepShape | None = None
 
 
 class EngineProcess:
@@ -68,6 +70,7 @@ class EngineProcess:
             max_num_seqs=sizes.max_num_seqs,
             max_num_batched_tokens=sizes.max_num_batched_tokens,
             max_model_len=sizes.max_model_len,
+            shape=sizes.shape,
         )
         self.device = SimDevice(
             num_blocks=sizes.num_blocks,

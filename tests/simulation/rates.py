@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from server.engine.step_shape import StepShape
 from tests.simulation.engine_process import Sizes
 from tests.simulation.pipe import KINDS, PipeFaults
 
@@ -46,6 +47,7 @@ def draw_sizes(rng: Random) -> Sizes:
         max_model_len=rng.choice((24, 30)),
         max_steps_in_flight=rng.choice((1, 2)),  # as many as the board has places for
         max_mask_delay=rng.choice((0, 0, 1, 3)),
+        shape=rng.choice((None, StepShape(rng.randint(1, 6), rng.randint(1, 4)))),
     )
 
 

@@ -72,7 +72,7 @@ def create_app(
     connections: Connections | None = None,
     progress: Progress | None = None,
     resume_bytes: int = 64 << 20,
-    max_queue_s: float = 30.0,
+    max_queue_s: float = 10.0,
     on_budget: Callable[[list[str]], None] = lambda _: None,
 ) -> ASGIApp:
     """Holds the connection to the engine from the app's start-up to its shutdown. `resume_bytes`: for

@@ -97,3 +97,10 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 def _trusting(tls: dict[str, str]) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=tls["ssl_certfile"]) if tls else True
+
+
+@contextlib.contextmanager
+def connected(app: ServedApp) -> Iterator[socket.socket]:
+    with socket.create_connection(app.address, timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -25,7 +24,7 @@ from tests.api.raw_http import (
     received,
     trickle,
 )
-from tests.api.serving_app import ServedApp, served_app
+from tests.api.serving_app import ServedApp, connected, served_app
 
 _RECEIVE_S = 0.6
 _LIMITS = HttpLimits(receive_s=_RECEIVE_S, silent_s=0.4, linger_s=0.2)
@@ -41,13 +40,6 @@ def shared() -> Iterator[ServedApp]:
 def app(shared: ServedApp) -> Iterator[ServedApp]:
     yield shared
     wait_until(shared.is_quiet, timeout_s=2)
-
-
-@contextlib.contextmanager
-def connected(app: ServedApp) -> Iterator[socket.socket]:
-    with socket.create_connection(app.address, timeout=10) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield connection
 
 
 _SLOW = {

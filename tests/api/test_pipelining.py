@@ -21,7 +21,7 @@ from server.api.http.limits import HttpLimits
 from server.api.process import uvicorn_config
 from tests.api.conftest import wait_until
 from tests.api.raw_http import Answer, answers, get, next_answer, post, received
-from tests.api.serving_app import ServedApp, served_app
+from tests.api.serving_app import ServedApp, connected, served_app
 
 _LIMITS = HttpLimits(linger_s=0.2, evictable_s=0.2, max_connections=8)
 _LARGE = bytes(200_000)  # more than the kernel holds for a client, below
@@ -39,13 +39,6 @@ def shared() -> Iterator[ServedApp]:
 def app(shared: ServedApp) -> Iterator[ServedApp]:
     yield shared
     wait_until(shared.is_quiet, timeout_s=3)
-
-
-@contextlib.contextmanager
-def connected(app: ServedApp) -> Iterator[socket.socket]:
-    with socket.create_connection(app.address, timeout=10) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield connection
 
 
 def test_a_request_that_began_before_the_last_answer_is_not_cut_as_idle(app: ServedApp) -> None:

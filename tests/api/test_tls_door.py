@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import ssl
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ from server.api.http.connections import Connections
 from server.api.http.limits import HttpLimits
 from tests.api.conftest import wait_until
 from tests.api.raw_http import Answer, answers, get, post, received
-from tests.api.serving_app import ServedApp, served_app
+from tests.api.serving_app import ServedApp, connected, served_app
 
 _MAX = 8
 _LIMITS = HttpLimits(receive_s=0.6, silent_s=3.0, max_connections=_MAX)
@@ -47,12 +46,6 @@ def app(pem: dict[str, str]) -> Iterator[ServedApp]:
 @pytest.fixture
 def trusting(pem: dict[str, str]) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=pem["ssl_certfile"])
-
-
-@contextlib.contextmanager
-def connected(app: ServedApp) -> Iterator[socket.socket]:
-    with socket.create_connection(app.address, timeout=10) as connection:
-        yield connection
 
 
 def ask(app: ServedApp, trusting: ssl.SSLContext, sent: bytes) -> list[Answer]:

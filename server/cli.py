@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started_at = time.monotonic()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser(arguments[:1]).parse_args(arguments)
+        args = _parse(arguments)
         return _run(args, started_at)
     except ContinuoError as error:
         print(f"continuo: {error}", file=sys.stderr)
@@ -87,16 +87,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """What follows `bench ... --` is for the server that `--profile` starts, with the flags of `serve`."""
+    first = arguments[:1]
+    if first != ["bench"] or "--" not in arguments:
+        return _parser(first).parse_args(arguments)
+    place = arguments.index("--")
+    args = _parser(first).parse_args(arguments[:place])
+    if args.profile is None:
+        raise ConfigError("What follows -- goes to the server that --profile starts.")
+    args.serve_flags = arguments[place + 1 :]
+    args.serve = _parser(["serve"]).parse_args(["serve", *args.serve_flags])
+    return args
+
+
 def _run(args: argparse.Namespace, started_at: float) -> int:
     if args.command == "health":
         from server.health import check_health
 
         return check_health()
+    if args.command == "bench":
+        return _bench(args)
     engine = EngineConfig(**_values(EngineConfig, args))
     if args.command == "serve":
         from server.serve import serve
 
-        config = ServeConfig(engine=engine, **_values(ServeConfig, args))
+        config = _serve_config(args)
         set_up_logging("supervisor", config.log_format)
         return serve(config, started_at)
     if args.command == "generate":
@@ -176,7 +192,33 @@ def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     from server.bench import cli as bench
 
     bench.add_arguments(parser)
-    parser.set_defaults(run_room=bench.run)
+    parser.usage = "%(prog)s [options] [-- FLAGS OF SERVE]"
+    parser.add_argument_group("profile").add_argument(
+        "--profile",
+        nargs="?",
+        const="profile",
+        metavar="PREFIX",
+        help="start a server, with the flags of `serve` that follow --, and print where its time goes; "
+        "writes a flame chart to PREFIX.svg, and PREFIX.trace.json for Perfetto (default: profile)",
+    )
+    parser.set_defaults(serve=None, serve_flags=[])
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.profile is None:
+        from server.bench import cli as bench
+
+        return bench.run(args)
+    from server import profiled_bench
+
+    return profiled_bench.run(
+        args, ServeConfig() if args.serve is None else _serve_config(args.serve)
+    )
+
+
+def _serve_config(args: argparse.Namespace) -> ServeConfig:
+    engine = EngineConfig(**_values(EngineConfig, args))
+    return ServeConfig(engine=engine, **_values(ServeConfig, args))
 
 
 def _add_fields(

@@ -33,7 +33,7 @@ def main() -> None:
     lifeline = Lifeline.attach(int(lifeline_fd), int(supervisor_pid))
     told = lifeline.receive()
     try:
-        config = _serve_config(told["config"])
+        config = serve_config(told["config"])
         setproctitle(f"continuo: {name}")
         set_up_logging(name, config.log_format)
         run = _run_engine if name.startswith("engine") else _run_api
@@ -47,7 +47,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _serve_config(fields: dict[str, Any]) -> ServeConfig:
+def serve_config(fields: dict[str, Any]) -> ServeConfig:
+    """Of what `asdict` made of it, and JSON of that."""
     return ServeConfig(**{**fields, "engine": EngineConfig(**fields["engine"])})
 
 
@@ -78,6 +79,10 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
         server.watch(assembled.grammars.fileno())
     memory = EngineMemory(assembled.info, assembled.engine, server, assembled.grammars)
     loop = EngineLoop(assembled.engine, server, board=board, memory=memory.held)
+    if "profile_fd" in told:
+        from server.profiling import engine_parts
+
+        engine_parts.offer_profile(told["profile_fd"])
     gc.freeze()  # what is loaded stays: no collection walks it between two steps
     # A step of 256 sequences makes 700 short-lived tuples and lists: at the default threshold of 700
     # every step paid for a collection, 45 us.
@@ -91,6 +96,10 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
 def _run_api(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> None:
     from server.api.process import Boards, run_api
 
+    if "profile_fd" in told:
+        from server.profiling import api_parts
+
+        api_parts.offer_profile(told["profile_fd"])
     boards = Boards(Board(told["board_fd"]), Board(told["engine_board_fd"]))
     listener = socket.socket(fileno=told["listen_fd"])
     run_api(config, _engine_socket(told), listener, lifeline.ready, boards)

@@ -23,6 +23,7 @@ from server.child import ChildSpec, python_child
 from server.config import ServeConfig
 from server.errors import ConfigError
 from server.health import RUNTIME_DIR_PREFIX, note_address
+from server.profiling.ring import Recording
 from server.startup import check_doors, check_kernels_are_ours, child_environment, resolve_serve
 from server.supervisor import Supervisor
 
@@ -33,8 +34,9 @@ _LAST_WORDS_S = 5.0  # of an api, behind --drain-seconds: it should need one
 _ENGINE_STOP_S = 1.0
 
 
-def serve(config: ServeConfig, started_at: float) -> int:
-    """Runs until told to end. `started_at`: time.monotonic() of the command's own start."""
+def serve(config: ServeConfig, started_at: float, recording: Recording | None = None) -> int:
+    """Runs until told to end. `started_at`: time.monotonic() of the command's own start. With a `recording`
+    the children can be asked for spans by whoever made it."""
     setproctitle("continuo: supervisor")
     config = resolve_serve(config)
     check_doors(config)
@@ -45,10 +47,22 @@ def serve(config: ServeConfig, started_at: float) -> int:
         note_address(runtime_dir, address, port, has_tls=bool(config.ssl_certfile))
         _warn_if_open(config, address)
         specs = _children(config, listener, runtime_dir)
+        if recording is not None:
+            specs = [_recorded(spec, recording) for spec in specs]
         _log.info("serving %s from %s", config.served_model_name, config.engine.model)
-        return Supervisor(
-            specs, lambda: _announce(config, time.monotonic() - started_at), listener.close
-        ).run()
+
+        def on_ready() -> None:
+            _announce(config, time.monotonic() - started_at)
+            if recording is not None:
+                recording.on_ready(_url(config))
+
+        return Supervisor(specs, on_ready, listener.close).run()
+
+
+def _recorded(spec: ChildSpec, recording: Recording) -> ChildSpec:
+    """Also told of its ring of spans, which it inherits."""
+    fd = recording.fds[spec.name]
+    return replace(spec, told={**spec.told, "profile_fd": fd}, fds=(*spec.fds, fd))
 
 
 def _children(config: ServeConfig, listener: socket.socket, runtime_dir: Path) -> list[ChildSpec]:
@@ -128,10 +142,15 @@ def _runtime_dir() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _announce(config: ServeConfig, seconds: float) -> None:
+def _url(config: ServeConfig) -> str:
+    """As this machine may call it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     scheme = "https" if config.ssl_certfile else "http"
-    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
+def _announce(config: ServeConfig, seconds: float) -> None:
+    address = _url(config)
     body = json.dumps(
         {"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7, "stream": True}
     )

@@ -61,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         for name, text in texts.items():
             default = by_name[name].default
             assert default is not MISSING
-            group.add_argument(
-                f"--{name.replace('_', '-')}", **_options(text, hints[name], default)
-            )
+            options = _options(text, hints[name], default)
+            if name == "url":  # whether it was given counts for --profile
+                options.update(default=None, help=f"{text} (default: {default})")
+            group.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
 def _options(text: str, hint: Any, default: Any) -> dict[str, Any]:
@@ -80,6 +81,8 @@ def _options(text: str, hint: Any, default: Any) -> dict[str, Any]:
 def read_config(args: argparse.Namespace) -> BenchConfig:
     """Raises ConfigError."""
     values = {field.name: getattr(args, field.name) for field in fields(BenchConfig)}
+    if args.url is None:
+        del values["url"]
     return BenchConfig(**{**values, "api_key": _read_key(args.api_key)})
 
 

@@ -23,9 +23,16 @@ _PACKAGES = ("uvloop", "httptools", "msgspec", "numpy")
 
 
 def write_report(
-    path: Path, config: BenchConfig, facts: ServerFacts, summaries: Sequence[Summary]
+    path: Path,
+    config: BenchConfig,
+    facts: ServerFacts,
+    summaries: Sequence[Summary],
+    profile: dict[str, Any] | None = None,
 ) -> None:
+    """`profile`: of a server of our own."""
     document = report(config, facts, summaries)
+    if profile is not None:
+        document["profile"] = profile
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ BENCHMARKS = {  # name: module
     "structured": "benchmarks.serving.structured",
     "fairness": "benchmarks.serving.fairness",
     "replay_cost": "benchmarks.serving.replay_cost",
+    "step_parts": "benchmarks.serving.step_parts",
     "invariance_price": "benchmarks.serving.invariance_price",
     "kill_stall": "benchmarks.serving.kill_stall",
     "kept_memory": "benchmarks.serving.kept_memory",

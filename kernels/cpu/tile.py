@@ -44,6 +44,10 @@ def host_geometry(features: frozenset[str]) -> Geometry:
 GEOMETRY = host_geometry(host_features())
 PANEL = GEOMETRY.lanes * GEOMETRY.vectors  # columns of w that lie together
 
+# Of w, fetched ahead of its use by one row alone, which only waits for memory: 6 % for 247 MB. Tiles of
+# more rows lose by it (15 % at 8 rows): their multiplications already cover the wait.
+_AHEAD_BYTES = 4096
+
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), GEOMETRY.lanes)
 _INTS = ir.VectorType(_I32, GEOMETRY.lanes)
@@ -99,6 +103,16 @@ def _load_x(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
     return builder.bitcast(_splat(builder, _load(builder, address, _I32, 2), _INTS), _BFLOATS)
 
 
+def _prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """To L2, where it displaces no x. An address behind the last panel is no error."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    insert: Any = cgutils.get_or_insert_function
+    function = insert(builder.module, signature, "llvm.prefetch.p0")
+    is_read, to_l2, is_data = _I32(0), _I32(2), _I32(1)
+    builder.call(function, [builder.inttoptr(address, byte), is_read, to_l2, is_data])
+
+
 def _declare_multiply_add(module: ir.Module, kind: Kind) -> Any:
     if kind == Kind.BF16_DOT:  # two products a lane, k ascending by pairs
         signature = ir.FunctionType(_FLOATS, [_FLOATS, _BFLOATS, _BFLOATS])
@@ -131,6 +145,8 @@ def make_tile(rows: int, kind: Kind) -> Any:
                 _load_w(builder, kind, builder.add(w_at, _I64(v * w_vector_bytes)))
                 for v in range(GEOMETRY.vectors)
             ]
+            for at in range(0, GEOMETRY.vectors * w_vector_bytes if rows == 1 else 0, 64):
+                _prefetch(builder, builder.add(w_at, _I64(_AHEAD_BYTES + at)))
             x_at = builder.add(x, builder.mul(loop.index, _I64(x_bytes)))
             for r in range(rows):
                 row_at = builder.add(x_at, builder.mul(x_stride, _I64(r)))

@@ -10,6 +10,7 @@ from kernels.cpu.arrays import as_array
 from kernels.cpu.embedding import embed
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
+from kernels.cpu.step_inputs import step_inputs
 from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 
 _WIDTH = 8
@@ -28,6 +29,8 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     k, v = (as_array(torch.zeros(1, 1, 8, _WIDTH, dtype=dtype)) for _ in range(2))
     ids, index = np.zeros(1, np.int64), np.zeros(1, np.int32)
     tables, lens, borders = np.zeros((1, 1), np.int32), index + 1, np.array([0, 1], np.int32)
+    run, at = np.zeros((1, 4), np.int32), ids.copy()
+    step_inputs(run, tables, tables, 8, at, at, at, index, index)
     embed(ids, ids, hidden, hidden, fp32)
     layer_norm(fp32, fp32[0], fp32[0], one, hidden)
     write_kv(qkv, k, v, ids)
@@ -38,7 +41,7 @@ def _warm_up_model(dtype: torch.dtype) -> None:
         linear._linear_panels(*arguments, 0, 1)
         linear._linear_threads(*arguments, 1)
     decode = qkv, k, v, lens, index, tables, one, hidden
-    paged_attention._attend_tasks(*decode, 0, 1)
+    paged_attention._attend_share(*decode, 0, 1)
     paged_attention._attend_threads(*decode, 1)
     prefill = qkv, k, v, borders, lens, index, tables, one, hidden
     prefill_attention._count_tasks(borders, 1)

@@ -75,7 +75,7 @@ class GPT:
         ]  # fmt: skip
         self._activation = _ACTIVATIONS[config.activation]
         self._eps = np.float32(config.layer_norm_epsilon)
-        self._rows = _Rows(config, dtype, 1)
+        self._rows = self._first_rows = _Rows(config, dtype, 1)
 
     def forward(
         self,
@@ -111,8 +111,10 @@ class GPT:
 
     def _rows_for(self, num_tokens: int) -> _Rows:
         if num_tokens > len(self._rows.residual):
-            self._rows = _Rows(self.config, self.dtype, num_tokens)
-        return self._rows.first(num_tokens)
+            self._rows = self._first_rows = _Rows(self.config, self.dtype, num_tokens)
+        if num_tokens != len(self._first_rows.residual):
+            self._first_rows = self._rows.first(num_tokens)
+        return self._first_rows
 
 
 class _Rows:

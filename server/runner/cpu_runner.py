@@ -114,8 +114,7 @@ class CpuRunner:
                 self._add_prompt_logprobs(rows, row, position + 1, num_top, result)
         for begin in range(0, len(runs.sampling_rows), len(self._logits)):
             chunk = slice(begin, begin + len(self._logits))
-            index = torch.from_numpy(runs.sampling_index[chunk])
-            logits = self._logits_of(hidden[index])
+            logits = self._logits_of(_drawn_from(hidden, runs, chunk))
             self._draw(logits, runs.sampling_rows[chunk], result)
 
     def _logits_of(self, hidden: Tensor) -> Array:
@@ -200,6 +199,13 @@ class CpuRunner:
         params = self._rows.params[row]
         assert params is not None, "a scheduled row has been filled"
         return params
+
+
+def _drawn_from(hidden: Tensor, runs: Runs, chunk: slice) -> Tensor:
+    """The hidden rows of a chunk of the sampling rows; not a copy where every token row draws, in order."""
+    if runs.num_prefills == 0 and len(runs.sampling_index) == runs.num_tokens:
+        return hidden[chunk]
+    return hidden[torch.from_numpy(runs.sampling_index[chunk])]
 
 
 def _nothing() -> None:

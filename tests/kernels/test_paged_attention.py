@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cpu.arrays import as_array
-from kernels.cpu.paged_attention import paged_attention
+from kernels.cpu.paged_attention import _attend_share, paged_attention
 from kernels.cpu.threads import set_threads
 from tests.kernels.shapes import Paged, int32, paged_cache
 
@@ -62,6 +62,48 @@ def test_a_row_is_the_same_alone_in_a_batch_and_on_two_threads(dtype: torch.dtyp
         assert torch.equal(run(qkv, paged, lengths, list(range(6)), num_kv=1 << 30), whole)
     finally:
         set_threads(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [[300], [1, 300], [300, 1, 1], [40, 3, 250, 17, 90]])
+def test_shares_of_threads_are_even_and_their_bits_those_of_one(
+    dtype: torch.dtype, lengths: list[int]
+) -> None:
+    """A share's border may lie between two heads of a row. What no thread has written stays NaN."""
+    n_head, head_dim = 5, 48
+    paged = paged_cache(lengths, n_head, head_dim, 16, dtype)
+    qkv = torch.randn(len(lengths), 3 * n_head * head_dim).to(dtype)
+    rows = list(range(len(lengths)))
+    whole = run(qkv, paged, lengths, rows)
+    tables, scale = as_array(paged.block_tables), np.float32(0.125)
+    for num_threads in (2, 3, 7):
+        out = torch.full_like(whole, float("nan"))
+        written = []
+        for thread in range(num_threads):
+            _attend_share(
+                as_array(qkv), *paged.arrays(), as_array(int32(lengths)), as_array(int32(rows)),
+                tables, scale, as_array(out), thread, num_threads,
+            )  # fmt: skip
+            heads = (~out.isnan()).view(len(rows), n_head, head_dim).all(2).sum(1)
+            written.append(int((heads * torch.tensor(lengths)).sum()))
+        assert torch.equal(out, whole)
+        shares = np.diff([0, *written])
+        assert shares.max() <= sum(lengths) * n_head / num_threads + max(lengths)
+
+
+def test_a_group_of_tokens_has_the_bits_of_its_tokens_alone() -> None:
+    """Scores of a whole block are added side by side, those of a part of one each by itself."""
+    for head_dim in (64, 80, 33):
+        paged = paged_cache([64], 1, head_dim, 16, torch.bfloat16)
+        small = paged_cache([64], 1, head_dim, 1, torch.bfloat16)
+        for cache, other in ((paged.k, small.k), (paged.v, small.v)):
+            other.zero_()
+            for position in range(64):
+                block = int(paged.block_tables[0, position // 16])
+                target = int(small.block_tables[0, position])
+                other[target, 0, 0] = cache[block, 0, position % 16]
+        qkv = torch.randn(1, 3 * head_dim).bfloat16()
+        assert torch.equal(run(qkv, paged, [64], [0]), run(qkv, small, [64], [0]))
 
 
 def test_rows_of_one_sequence_share_its_table_with_their_own_lengths() -> None:

@@ -185,6 +185,30 @@ def test_a_range_is_cut_at_the_prompt_end() -> None:
     assert inputs.decode_rows.tolist() == [1, 1, 1, 0]
 
 
+def test_one_generated_token_of_each_row_is_cut_as_among_others() -> None:
+    """Such a step takes a shorter way: a prompt chunk behind it in the same step forces the longer one."""
+    num_prompt_tokens = np.array([3, 9, 2, 5], np.int32)
+    decodes = [
+        ScheduledRow(2, 2, 1, True), ScheduledRow(0, 7, 1, False), ScheduledRow(3, 5, 1, True)
+    ]  # fmt: skip
+    short = cut_runs(decodes, num_prompt_tokens)
+    long = cut_runs([*decodes, ScheduledRow(1, 4, 2, False)], num_prompt_tokens)
+    assert (short.num_prefills, short.num_prefill_tokens, short.num_tokens) == (0, 0, 3)
+    assert short.table.tolist() == [[2, 2, 1, 0], [0, 7, 1, 1], [3, 5, 1, 2]]
+    assert long.table[1:, :3].tolist() == short.table[:, :3].tolist()
+    assert long.table[1:, 3].tolist() == (short.table[:, 3] + 2).tolist()
+    assert long.sampling_rows.tolist() == short.sampling_rows.tolist() == [2, 3]
+    assert long.sampling_index.tolist() == (short.sampling_index + 2).tolist() == [2, 4]
+    assert {array.dtype for array in (short.table, *short[4:])} == {np.dtype(np.int32)}
+
+
+def test_a_run_outside_of_the_rows_is_an_error() -> None:
+    rows = Rows(2, 16, 4, vocab_size=320)
+    runs = cut_runs([ScheduledRow(1, 15, 2, False)], rows.num_prompt_tokens)
+    with pytest.raises(IndexError, match="outside"):
+        build_inputs(runs, rows, torch.from_numpy(rows.block_tables))
+
+
 def test_a_step_gets_on_with_every_layer_and_with_the_logits(model: GPT) -> None:
     """What a watchdog sees of a prompt that takes a minute: `age_s` asks the same clock."""
     now = 0

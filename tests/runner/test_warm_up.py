@@ -8,13 +8,20 @@ import numba
 import pytest
 import torch
 
-from kernels.cpu import linear, logprobs, paged_attention, prefill_attention, sampler
+from kernels.cpu import (
+    linear,
+    logprobs,
+    paged_attention,
+    prefill_attention,
+    sampler,
+    step_inputs,
+)
 from server.assembly import engine_of
 from server.config import EngineConfig
 from server.runner.load import build_runner
 from server.sequence import SamplingParams, SequenceRequest
 
-MODULES = (linear, paged_attention, prefill_attention, sampler, logprobs)
+MODULES = (linear, paged_attention, prefill_attention, sampler, logprobs, step_inputs)
 
 
 def _signatures() -> dict[str, int]:

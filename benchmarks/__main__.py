@@ -25,6 +25,7 @@ BENCHMARKS = {  # name: module
     "slow_readers": "benchmarks.serving.slow_readers",
     "api_events": "benchmarks.serving.api_events",
     "api_latency": "benchmarks.serving.api_latency",
+    "api_workers": "benchmarks.serving.api_workers",
 }
 
 

@@ -21,7 +21,7 @@ from server.ipc.frames import EngineInfo
 from server.model.config import read_config
 from server.model_files import ModelFiles
 from server.runner.load import LoadedRunner, build_runner
-from server.startup import available_cores
+from server.startup import available_cores, engine_threads
 from server.tokenizer import Tokenizer
 
 
@@ -33,9 +33,11 @@ class Assembled(NamedTuple):
     lines: list[str]  # what was chosen and why, for people
 
 
-def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = None) -> Assembled:
+def assemble(
+    config: EngineConfig, tokenizer: Tokenizer, board: Board | None = None, num_apis: int = 1
+) -> Assembled:
     """`config.model` is a directory, `tokenizer` the one in it. `board` learns how the engine gets on.
-    Raises ConfigError."""
+    `num_apis` will be connected. Raises ConfigError."""
     vocab_size = read_config(ModelFiles(config.model, config.model_manifest)).vocab_size
     if tokenizer.num_tokens > vocab_size:
         raise ModelError(
@@ -43,12 +45,12 @@ def assemble(config: EngineConfig, tokenizer: Tokenizer, board: Board | None = N
             f"vocab_size {vocab_size} of config.json."
         )
     gaps = [i for i in range(vocab_size) if not tokenizer.is_token(i)]
-    loaded = build_runner(config, gaps, available_cores(), board)
+    loaded = build_runner(config, gaps, engine_threads(available_cores(), num_apis), board)
     has_end = tokenizer.eos_token_id is not None
     manifest = config.model_manifest
     grammars = GrammarClient(config.model, vocab_size, manifest=manifest) if has_end else None
     engine = engine_of(loaded, gaps, grammars, board)
-    parts = (*loaded.parts, *queue_parts(has_grammars=has_end))
+    parts = (*loaded.parts, *queue_parts(has_grammars=has_end, num_apis=num_apis))
     return Assembled(engine, grammars, _info(loaded, parts), parts, loaded.lines)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class ChildSpec:
     board: Board | None = None  # inherited; with one, its progress is watched
     stall_s: float = 30.0  # without progress, until it is killed
     stable_s: float = 10.0  # behind its start: it has got on
+    rank: int = 0  # children of the highest are ended first, all at once
+    on_end: Callable[[], None] = lambda: None  # called for each process that has ended
 
 
 def python_child(name: str, told: dict[str, Any], env: dict[str, str], **options: Any) -> ChildSpec:

@@ -37,6 +37,8 @@ _HELP = {
     "stall_seconds": "an engine that does not get on for so long is killed and replaced",
     "max_queue_seconds": "how long a request may wait for its turn; one that would is refused at once",
     "resume_memory_mib": "memory for streams and replies that can be read again; over it the oldest go",
+    "api_workers": "processes for text and HTTP, which share the port; more than one where the engine is so "
+    "fast that one has no time left",
     "device": "where the model runs; auto takes a GPU where there is one",
     "dtype": "of weights and KV cache",
     "kv_cache_dtype": "fp8 holds twice the tokens, a little less exactly; on GPUs only",

@@ -18,6 +18,7 @@ KVCacheDtype = Literal["auto", "fp8"]
 CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
+MAX_API_WORKERS = 16  # a stream's id names its worker by one hex digit
 _BLOCK_SIZES = (8, 16, 32, 64, 128)
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
@@ -124,6 +125,7 @@ class ServeConfig:
     # so long to empty; with less than an engine or a grammar's process needs to start, these would be seen.
     max_queue_seconds: float = 10.0
     resume_memory_mib: int = 64  # for streams and replies that can be read again
+    api_workers: int = 1  # processes of text and HTTP that share the port
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "--port must be between 0 and 65535.")
@@ -139,6 +141,10 @@ class ServeConfig:
         )
         _require(
             1 <= self.resume_memory_mib <= 65536, "--resume-memory-mib must be between 1 and 65536."
+        )
+        _require(
+            1 <= self.api_workers <= MAX_API_WORKERS,
+            f"--api-workers must be between 1 and {MAX_API_WORKERS}.",
         )
         for name in self.hosts:
             _require(

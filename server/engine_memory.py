@@ -13,12 +13,16 @@ from server.ipc.server import MAX_BUFFERED_BYTES, EngineServer
 from server.ipc.wire import FrameReader
 
 
-def queue_parts(*, has_grammars: bool) -> tuple[Part, ...]:
+def queue_parts(*, has_grammars: bool, num_apis: int = 1) -> tuple[Part, ...]:
     """All that is not there from the start."""
     parts = (
         Part("sequences", MAX_OPEN_BYTES, "their ids and parameters: no more than the api lets in"),
         Part("frames_to_api", MAX_BUFFERED_BYTES, "above it the api is cut off"),
-        Part("frame_from_api", FrameReader.max_bytes, "the one that has not come whole"),
+        Part(
+            "frame_from_api",
+            num_apis * FrameReader.max_bytes,
+            "the one that has not come whole",
+        ),
     )
     if not has_grammars:
         return parts

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
 
@@ -19,6 +19,9 @@ from server.faults import in_short, log_fault
 from server.lifeline import Lifeline
 from server.logs import set_up_logging
 from server.sequence import Death
+
+if TYPE_CHECKING:
+    from server.api.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def _run_engine(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -
     notice.start()
     board = Board(told["board_fd"])
     files = ModelFiles(config.engine.model, config.engine.model_manifest)
-    assembled = assemble(config.engine, load_tokenizer(files), board)
+    assembled = assemble(config.engine, load_tokenizer(files), board, config.api_workers)
     del files
     notice.cancel()
     for line in (*assembled.lines, "memory, at most:", *table(assembled.parts)):
@@ -102,7 +105,17 @@ def _run_api(config: ServeConfig, told: dict[str, Any], lifeline: Lifeline) -> N
         api_parts.offer_profile(told["profile_fd"])
     boards = Boards(Board(told["board_fd"]), Board(told["engine_board_fd"]))
     listener = socket.socket(fileno=told["listen_fd"])
-    run_api(config, _engine_socket(told), listener, lifeline.ready, boards)
+    worker = _worker(config, told) if "worker" in told else None
+    run_api(config, _engine_socket(told), listener, lifeline.ready, boards, worker)
+
+
+def _worker(config: ServeConfig, told: dict[str, Any]) -> Worker:
+    from server.api.workers.worker import Worker
+    from server.workers_board import WorkersBoard
+
+    board_fd, limits_fd, counts_fd = told["worker"]["fds"]
+    board = WorkersBoard(board_fd, config.api_workers)
+    return Worker(told["worker"]["index"], board, told["runtime_dir"], limits_fd, counts_fd)
 
 
 def _deaths(told: dict[str, Any]) -> list[Death]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from setproctitle import setproctitle
 
@@ -26,6 +29,7 @@ from server.health import RUNTIME_DIR_PREFIX, note_address
 from server.profiling.ring import Recording
 from server.startup import check_doors, check_kernels_are_ours, child_environment, resolve_serve
 from server.supervisor import Supervisor
+from server.workers_board import WorkersBoard
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +70,10 @@ def _recorded(spec: ChildSpec, recording: Recording) -> ChildSpec:
 
 
 def _children(config: ServeConfig, listener: socket.socket, runtime_dir: Path) -> list[ChildSpec]:
-    """The engine first: it serves the api to the api's end."""
-    told = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
-    env = child_environment()
-    engine_board, api_board = Board.create(), Board.create()
+    """The engine serves the apis to their end."""
+    told: dict[str, Any] = {"config": asdict(config), "runtime_dir": str(runtime_dir)}
+    env = child_environment(config.api_workers)
+    engine_board = Board.create()
     engine = python_child(
         "engine 0",
         told,
@@ -78,16 +82,52 @@ def _children(config: ServeConfig, listener: socket.socket, runtime_dir: Path) -
         board=engine_board,
         stall_s=config.stall_seconds,
     )
-    api = python_child(
-        "api 0",
-        {**told, "listen_fd": listener.fileno(), "engine_board_fd": engine_board.fd},
+    told |= {"listen_fd": listener.fileno(), "engine_board_fd": engine_board.fd}
+    shared = _shared_by_workers(config.api_workers) if config.api_workers > 1 else None
+    fds = (listener.fileno(), engine_board.fd)
+    apis = [_api(i, config, told, env, fds, shared) for i in range(config.api_workers)]
+    return [engine, *apis]
+
+
+class _Shared(NamedTuple):
+    """Memory of several api workers; it outlives each of them."""
+
+    board: WorkersBoard
+    limits_fd: int  # what each key has used; the workers lay it out
+    counts_fd: int  # what each worker has counted
+
+
+def _shared_by_workers(num_workers: int) -> _Shared:
+    limits_fd, counts_fd = map(os.memfd_create, ("continuo-limits", "continuo-counts"))
+    return _Shared(WorkersBoard.create(num_workers), limits_fd, counts_fd)
+
+
+def _api(
+    index: int,
+    config: ServeConfig,
+    told: dict[str, Any],
+    env: dict[str, str],
+    fds: tuple[int, ...],
+    shared: _Shared | None,
+) -> ChildSpec:
+    """`shared`: None where it is the only one."""
+    more: dict[str, Any] = {}
+    if shared is not None:
+        ours = (shared.board.fd, shared.limits_fd, shared.counts_fd)
+        told = {**told, "worker": {"index": index, "fds": ours}}
+        fds += ours
+        more["on_end"] = functools.partial(shared.board.on_end, index)
+    return python_child(
+        f"api {index}",
+        told,
         env,
-        fds=(listener.fileno(), engine_board.fd),
+        fds=fds,
         stop_s=config.drain_seconds + _LAST_WORDS_S,
         at_once=signal.SIGINT,
-        board=api_board,
+        board=Board.create(),
+        rank=1,
+        **more,
     )
-    return [engine, api]
 
 
 def _warn_if_open(config: ServeConfig, address: str) -> None:

@@ -99,10 +99,10 @@ def check_kernels_are_ours() -> None:
         )
 
 
-def child_environment() -> dict[str, str]:
+def child_environment(api_workers: int = 1) -> dict[str, str]:
     """The environment of the children. What the operator has set already is left as it is."""
     cache_dir = _writable_cache_dir()
-    num_threads = str(available_cores())
+    num_threads = str(engine_threads(available_cores(), api_workers))
     ours = {
         "OMP_NUM_THREADS": num_threads,
         "NUMBA_NUM_THREADS": num_threads,
@@ -114,6 +114,11 @@ def child_environment() -> dict[str, str]:
         "TRITON_CACHE_DIR": str(cache_dir / "triton"),
     }
     return {**ours, **os.environ}
+
+
+def engine_threads(num_cores: int, api_workers: int) -> int:
+    """An api worker beyond the first has a core to itself, as long as the engine keeps three of four."""
+    return max(num_cores - (api_workers - 1), -(-3 * num_cores // 4))
 
 
 def _writable_cache_dir() -> Path:

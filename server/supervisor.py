@@ -32,12 +32,12 @@ _ORPHANS_S = 1.0  # what the children's own children are given to die with them
 
 class _Stage(enum.IntEnum):
     RUNNING = 0
-    FINISHING = 1  # the last child finishes what it is at; the others still serve it
+    FINISHING = 1  # those of the highest rank finish what they are at; the others still serve them
     ENDING = 2  # at once
 
 
 class Supervisor:
-    """Runs `specs` until a signal or a failure; children are ended in the reverse of their order."""
+    """Runs `specs` until a signal or a failure; children are ended by rank, the highest first."""
 
     def __init__(
         self,
@@ -154,6 +154,7 @@ class Supervisor:
         now = time.monotonic()
         was_told_to_end, is_orderly = child.kill_at is not None, child.is_orderly_end(exit_code)
         child.bury(exit_code, now)
+        child.spec.on_end()
         seen = None if child.spec.board is None else child.spec.board.read()
         fault = child.last_words.get("fault") or child.last_words.get("error")
         what = child.policy.on_death(exit_code, fault, seen, now)
@@ -189,12 +190,13 @@ class Supervisor:
         self._stage = stage
 
     def _stop_further(self, now: float) -> None:
-        """End the last child that lives; kill what has outlived its time."""
+        """End those of the highest rank that live; kill what has outlived its time."""
         living = [child for child in self._children if child.process is not None]
+        highest = max((child.spec.rank for child in living), default=0)
         for child in self._children:
-            if self._stage is _Stage.ENDING or not self._has_living_behind(child):
+            if self._stage is _Stage.ENDING or not self._serves_living(child):
                 child.restart_at = None
-        for child in living[-1:]:
+        for child in [each for each in living if each.spec.rank == highest]:
             if self._stage is _Stage.FINISHING:
                 child.terminate(now)
             else:
@@ -204,10 +206,12 @@ class Supervisor:
                 _log.warning("%s does not end: killing it", child.spec.name)
                 child.kill()
 
-    def _has_living_behind(self, child: Child) -> bool:
+    def _serves_living(self, child: Child) -> bool:
         """An engine serves an api that finishes; nobody waits for an api that is gone."""
-        behind = self._children[self._children.index(child) + 1 :]
-        return any(other.process is not None for other in behind)
+        return any(
+            other.process is not None and other.spec.rank > child.spec.rank
+            for other in self._children
+        )
 
     def _is_all_gone(self) -> bool:
         return all(child.process is None for child in self._children)

@@ -51,10 +51,10 @@ class Supervised:
         deaths: list[Any] = json.loads((self.directory / f"{name}.told").read_text())["deaths"]
         return deaths
 
-    def wait_finishing(self) -> None:
+    def wait_finishing(self, name: str = "finisher") -> None:
         """The finisher was told to end."""
-        file = self.directory / "finisher.finishing"
-        wait_for(lambda: pids_in(file) == self.pids("finisher"), "the finisher was told")
+        file = self.directory / f"{name}.finishing"
+        wait_for(lambda: pids_in(file) == self.pids(name), "the finisher was told")
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send the signal; the exit status and stderr."""
@@ -189,6 +189,23 @@ def test_a_child_that_is_needed_by_one_that_finishes_is_restarted(supervised, tm
     assert status == 0
     assert stderr.count("restarting it") == 1
     assert not any(exists(pid) for pid in it.pids("a") + it.pids("finisher"))
+
+
+@pytest.mark.parametrize("first", ["finisher", "second-finisher"])
+def test_all_of_the_highest_rank_finish_at_the_same_time(supervised, tmp_path, first) -> None:
+    it = start(supervised, tmp_path, "a", "finisher", "second-finisher")
+    it.wait_ready()
+    it.process.send_signal(signal.SIGTERM)
+    for name in ("finisher", "second-finisher"):
+        it.wait_finishing(name)
+    (tmp_path / f"{first}.may-end").touch()
+    wait_for(lambda: not exists(it.pids(first)[0]), "one has ended")
+    os.kill(it.pids("a")[0], signal.SIGKILL)  # the other one still needs it
+    wait_for(lambda: it.num_ready("a") == 2, "the child is back")
+    (tmp_path / "finisher.may-end").touch()
+    (tmp_path / "second-finisher.may-end").touch()
+    assert it.outcome()[0] == 0
+    assert len(it.pids("finisher")) == len(it.pids("second-finisher")) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

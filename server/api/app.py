@@ -34,6 +34,7 @@ from server.api.memory_budget import (
     watch_counts,
     watch_door,
     watch_engine,
+    watch_handed_over,
     watch_kept,
 )
 from server.api.metrics.metrics import Metrics
@@ -44,6 +45,10 @@ from server.api.routes.models import models_router
 from server.api.routes.pages import pages_router
 from server.api.routes.resume import resume_router
 from server.api.routes.tokenize import tokenize_router
+from server.api.workers.all_counts import AllCounts
+from server.api.workers.handover import Handover, UnreachableMiddleware
+from server.api.workers.shared_admission import shared_admission
+from server.api.workers.worker import Worker
 from server.api_keys import KeyFile
 from server.config import EngineConfig
 from server.tokenizer import Tokenizer
@@ -74,12 +79,16 @@ def create_app(
     resume_bytes: int = 64 << 20,
     max_queue_s: float = 10.0,
     on_budget: Callable[[list[str]], None] = lambda _: None,
+    worker: Worker | None = None,
 ) -> ASGIApp:
     """Holds the connection to the engine from the app's start-up to its shutdown. `resume_bytes`: for
     streams and replies that can be read again. `max_queue_s`: how long a request may wait for its turn.
-    `on_budget` is given the table of what the process may hold."""
+    `on_budget` is given the table of what the process may hold. `worker`: which of several it is; then a
+    Handover is returned."""
     metrics = Metrics(model_name, engine, engine_config)
     kept = KeptRuns(resume_bytes, bytes_each=KEPT_BYTES)
+    if worker is not None:
+        kept.new_stream_id = worker.new_stream_id
     metrics.watch_streams(lambda: kept.num_streams)
     slow_readers = SlowReaders()
     metrics.watch_slow_readers(lambda: slow_readers.num_closed)
@@ -90,7 +99,7 @@ def create_app(
     drain, doors = drain or Drain(), doors or Doors()
     connections = Connections() if connections is None else connections
     metrics.watch_connections(connections)
-    admission = _admission(engine, metrics, doors.keys, max_queue_s)
+    admission = _admission(engine, metrics, doors.keys, max_queue_s, worker)
     app = _app(engine, kept, slow_readers)
     idempotency = Idempotency()
     completions = CompletionsRoute(
@@ -99,6 +108,8 @@ def create_app(
     watch_door(metrics, connections, slow_readers)
     watch_engine(metrics, engine, admission.open_requests)
     watch_kept(metrics, kept)
+    if worker is not None:
+        watch_handed_over(metrics, connections)
     watch_counts(metrics, idempotency, connections, kept, admission.open_requests)
     on_budget(metrics.budget.lines())
     app.add_api_route("/v1/completions", completions.__call__, methods=["POST"])
@@ -106,12 +117,17 @@ def create_app(
     app.include_router(models_router(model_name, engine))
     app.include_router(health_router(engine, progress, drain, admission.is_overloaded))
     app.include_router(tokenize_router(model_name, tokenizer, engine))
-    app.include_router(pages_router(metrics))
+    counts = None if worker is None else AllCounts(worker, metrics)
+    app.include_router(pages_router(metrics.page if counts is None else counts.page))
     add_error_handlers(app)
     door = AdmissionDoor(app, admission)
     drained = DrainMiddleware(door, drain, lambda: metrics.on_rejection("draining"))
-    guarded = _guarded(app, drained, doors, connections)
-    return RequestIdMiddleware(guarded, metrics.on_response)
+    inner = drained if worker is None else UnreachableMiddleware(drained)
+    guarded = _guarded(app, inner, doors, connections)
+    own = RequestIdMiddleware(guarded, metrics.on_response)
+    if worker is None or counts is None:
+        return own
+    return Handover(own, worker, drain, doors.keys, counts.own)
 
 
 def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors, connections: Connections) -> ASGIApp:
@@ -127,10 +143,17 @@ def _guarded(app: FastAPI, inner: ASGIApp, doors: Doors, connections: Connection
 
 
 def _admission(
-    engine: EngineClient, metrics: Metrics, keys: KeyFile | None, max_queue_s: float
+    engine: EngineClient,
+    metrics: Metrics,
+    keys: KeyFile | None,
+    max_queue_s: float,
+    worker: Worker | None,
 ) -> Admission:
-    limiter = KeyLimiter() if keys is None else KeyLimiter(keys.limits_of)
-    admission = Admission(max_queue_s, limiter, on_rejection=metrics.on_rejection)
+    if worker is None:
+        limiter = KeyLimiter() if keys is None else KeyLimiter(keys.limits_of)
+        admission = Admission(max_queue_s, limiter, on_rejection=metrics.on_rejection)
+    else:
+        admission = shared_admission(worker, keys, max_queue_s, metrics.on_rejection)
     engine.watch(admission)
     room = admission.room
     for name, text, value in (

@@ -17,6 +17,7 @@ from server.api.kept.kept_runs import KeptRuns
 from server.api.metrics.budget import Queue
 from server.api.metrics.metrics import Metrics
 from server.api.request.long_work import bodies, texts
+from server.api.workers.upstream import MAX_UNREAD_BYTES, unread
 from server.budget import SEQUENCE_BYTES
 
 # Measured: 13 KB of an idle one that has been answered once; one that is being answered needs more.
@@ -99,6 +100,13 @@ def watch_kept(metrics: Metrics, kept: KeptRuns) -> None:
     """What outlives its connection."""
     note = "streams and replies that can be read again: above it they go, or wait"
     metrics.budget.watch(Queue("kept_runs", lambda: kept.num_bytes, kept.max_bytes, note))
+
+
+def watch_handed_over(metrics: Metrics, connections: Connections) -> None:
+    """Where there are several workers: what one reads of another's replies."""
+    limit = connections.limits.max_connections * MAX_UNREAD_BYTES
+    note = f"replies of other workers, {MAX_UNREAD_BYTES >> 10} KiB each"
+    metrics.budget.watch(Queue("handed_over", lambda: unread.num_bytes, limit, note))
 
 
 def watch_counts(

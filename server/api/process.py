@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,6 +28,10 @@ from server.api.http.limits import raise_descriptor_limit
 from server.api.http.serving_protocol import ServingHttpProtocol
 from server.api.http.tls_door import TlsDoor, tls_context
 from server.api.routes.health import BoardProgress
+from server.api.workers.acceptor import CountedConnections
+from server.api.workers.doors import WorkerDoors
+from server.api.workers.handover import Handover
+from server.api.workers.worker import Worker
 from server.api_keys import KeyFile
 from server.board import SERVING, Board
 from server.config import ServeConfig
@@ -60,8 +64,11 @@ class _Server(uvicorn.Server):
         drain: Drain,
         drain_s: float,
         board: Board | None,
+        doors: WorkerDoors | None = None,
     ) -> None:
+        """`doors`: of one of several workers; then it is run with no sockets."""
         super().__init__(config)
+        self._doors = doors
         self._engine = engine
         self._on_ready = on_ready
         self._drain = drain
@@ -78,7 +85,16 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._doors is not None:
+            state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+            opened = await self._doors.open(functools.partial(self._protocol, state), state)
+            self.servers += opened  # type: ignore[arg-type]  # closed with the others
         self._announcement = asyncio.create_task(self._announce())
+
+    def _protocol(self, state: dict[str, Any]) -> asyncio.Protocol:
+        """As uvicorn makes it for each connection."""
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, **state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: what runs may end. SIGINT: at once. A service manager may send the first more than once,
@@ -126,14 +142,16 @@ def run_api(
     listener: socket.socket,
     on_ready: Callable[[], None],
     boards: Boards | None = None,
+    worker: Worker | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT. `on_ready` once requests can be answered.
+    """Serves until SIGTERM or SIGINT. `on_ready` once requests can be answered. `worker`: which of several.
 
     `config` is resolved: the model directory and the served name are set. Raises ConfigError.
     """
     raise_descriptor_limit()
     engine = EngineClient(socket_path)
-    drain, connections = Drain(), Connections()
+    drain = Drain()
+    connections = Connections() if worker is None else CountedConnections(worker)
     address = listener.getsockname()[0]
     app = create_app(
         load_tokenizer(ModelFiles(config.engine.model, config.engine.model_manifest)),
@@ -149,12 +167,16 @@ def run_api(
         drain=drain,
         connections=connections,
         progress=None if boards is None else BoardProgress(boards.engine),
-        resume_bytes=config.resume_memory_mib * _MIB,
+        resume_bytes=config.resume_memory_mib * _MIB // config.api_workers,
         max_queue_s=config.max_queue_seconds,
         on_budget=_log_budget,
+        worker=worker,
     )
     tls = {"ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
     served = uvicorn_config(app, connections, **(tls if config.ssl_certfile else {}))
+    doors = None
+    if isinstance(app, Handover) and isinstance(connections, CountedConnections):
+        doors = WorkerDoors(listener, connections, app, served)
     _Server(
         served,
         engine,
@@ -162,7 +184,8 @@ def run_api(
         drain=drain,
         drain_s=config.drain_seconds,
         board=None if boards is None else boards.own,
-    ).run(sockets=[listener])
+        doors=doors,
+    ).run(sockets=[listener] if doors is None else [])
 
 
 def _log_budget(lines: list[str]) -> None:

@@ -181,6 +181,22 @@ def test_work_that_only_the_engine_knows_of_counts() -> None:
     assert rig.admission.estimate("").wait_s == 0
 
 
+def test_what_another_worker_let_in_for_another_key_delays_no_key_that_has_nothing() -> None:
+    """Alone in its process it is not alone in the engine, which shares its time between keys."""
+    for is_one_of_several in (True, False):
+        rig = Rig(is_one_of_several=is_one_of_several)
+        rig.measure()
+        for _ in range(15):
+            rig.frame(0.1, num_running=NUM_ROWS, num_waiting=9, num_waiting_tokens=90_000)
+        light, nobody = (rig.admission.estimate(tenant).wait_s for tenant in ("ann", ""))
+        assert nobody > 30
+        assert light == (0.0 if is_one_of_several else nobody)
+        assert rig.status_of("ann", [Load(1, 0, 5000)]) == (200 if is_one_of_several else 503)
+        if is_one_of_several:
+            again = rig.admission.estimate("ann")
+            assert 0 < again.wait_s <= nobody  # behind its own, by turns with the other key
+
+
 def test_time_that_has_passed_counts() -> None:
     rig = Rig()
     who = rig.applicant(max_wait_s=5)

@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(1)
     if name in ("stubborn", "deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if name in ("finisher", "waiter"):
+    if name in ("finisher", "second-finisher", "waiter"):
         signal.signal(signal.SIGTERM, lambda *_: note(log.with_suffix(".finishing"), os.getpid()))
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     if name == "orphan-maker":
@@ -54,7 +54,7 @@ def main() -> None:
     if "board_fd" in told:
         work(name, Board(told["board_fd"]), told["life"])
     while not log.with_suffix(".may-end").exists():
-        time.sleep(0.01 if name == "finisher" else 60)
+        time.sleep(0.01 if name.endswith("finisher") else 60)
 
 
 def note(file: Path, pid: int) -> None:

@@ -14,10 +14,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from server.api.admission.best_priorities import DEFAULT, BestPriorities
-from server.api.admission.key_limits import KeyLimiter, Standing
+from server.api.admission.key_limits import KeyLimiter, Shortage, Standing
 from server.api.admission.open_requests import OpenRequests
 from server.api.admission.overload_watch import OverloadWatch
 from server.api.admission.return_slots import ReturnSlots
@@ -54,6 +54,18 @@ class Applicant:
         return replace(self, waits_since_s=now_s)
 
 
+class Limiter(Protocol):
+    """KeyLimiter, or what counts for several processes together."""
+
+    def shortage(self, name: str, num_tokens: int, now_s: float) -> Shortage | None: ...
+
+    def open(self, name: str, num_tokens: int, now_s: float) -> None: ...
+
+    def close(self, name: str, num_unused: int, now_s: float) -> None: ...
+
+    def standings(self, name: str, now_s: float) -> list[Standing]: ...
+
+
 class Estimate(NamedTuple):
     wait_s: float
     is_own_doing: bool  # others wait, too, and have less waiting
@@ -83,23 +95,26 @@ class Admission:
     def __init__(
         self,
         max_queue_s: float,
-        limiter: KeyLimiter | None = None,
+        limiter: Limiter | None = None,
         *,
         room: WaitingRoom | None = None,
         open_requests: OpenRequests | None = None,
         sure: float = SURE,
+        is_one_of_several: bool = False,
         on_rejection: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`sure`: the share of the time that a request may wait which its estimate must not pass.
+        `is_one_of_several`: what waits in the engine and not here may be another key's, of another api.
         `on_rejection` is given the reason of each refusal."""
         self.max_queue_s = max_queue_s
         self._sure = sure
+        self._is_one_of_several = is_one_of_several
         self.room = room or WaitingRoom()
         self.open_requests = open_requests or OpenRequests()
         self.rate = ServiceRate()
-        self._limiter = limiter or KeyLimiter()
+        self._limiter: Limiter = limiter or KeyLimiter()
         self._on_rejection = on_rejection
         self._clock = clock
         self._uniform = uniform
@@ -134,9 +149,10 @@ class Admission:
             return Estimate(0.0, False)
         passed = room.passed_by(tenant, priority)
         all_s = self._wait_s(room.total.minus(passed)) + self._strange.lowest * rate.mean_cost_s
-        if not tenant or room.is_alone(tenant):
+        has_strangers = self._is_one_of_several and self._strange.lowest > 0
+        if not tenant or (room.is_alone(tenant) and not has_strangers):
             return Estimate(all_s, False)
-        num_tenants = room.num_tenants_with(tenant)
+        num_tenants = room.num_tenants_with(tenant) + has_strangers
         # for which the engine takes rows from those who have more than their share
         own = room.of(tenant).minus(passed)
         share_s = num_tenants * rate.seconds(own.num_prompt_tokens, own.max_tokens)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from server.api_keys import NO_LIMITS, KeyLimits
 
-_CONCURRENT_WAIT_S = 1.0  # when one of the open requests ends is not known
+CONCURRENT_WAIT_S = 1.0  # when one of the open requests ends is not known
 _GRAIN = 1e-6  # less is missing for want of digits only
 _MAX_IDLE_STATES = 1024  # names that were seen; more are looked through for full buckets
 
@@ -86,7 +86,7 @@ class KeyLimiter:
         if state is None:
             return None
         if state.limits.concurrent is not None and state.num_open >= state.limits.concurrent:
-            return Shortage("open requests", _CONCURRENT_WAIT_S)
+            return Shortage("open requests", CONCURRENT_WAIT_S)
         for what, bucket, amount in (
             ("requests a second", state.requests, 1.0),
             ("tokens a minute", state.tokens, float(num_tokens)),

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.http.errors import send_error
 from server.api.http.request_log import KEY_NAME, note_error
-from server.api_keys import KeyFile
+from server.api_keys import ApiKey, KeyFile
 
 _OPEN_PATHS = ("/health", "/ready")  # an orchestrator's probes carry no key
 _INFER_PATHS = ("/tokenize", "/detokenize", "/tokenizer_info")
@@ -56,6 +56,12 @@ class AuthMiddleware:
             await send_error(send, 403, message, code="insufficient_scope", headers=headers)
             return
         await self._app(scope, receive, send)
+
+
+def key_of(headers: Iterable[tuple[bytes, bytes]], keys: KeyFile) -> ApiKey | None:
+    """Whose key came with a request for inference."""
+    secret = _secret(headers, takes_basic=False)
+    return keys.find(secret) if secret else None
 
 
 def needed_scope(path: str) -> str | None:

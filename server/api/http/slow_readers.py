@@ -26,6 +26,8 @@ class Connection:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
+        family = getattr(self._socket, "family", None)
+        self._is_peers = family == socket.AF_UNIX  # who has the client sees what he takes, and cuts
         self._num_waiting = 0
         self._num_acked = -1
         self._since_s: float | None = None  # None: nothing waits
@@ -34,7 +36,7 @@ class Connection:
     def look(self, now_s: float) -> bool:
         """Whether it takes something, or there is nothing to take."""
         num_waiting = self.num_unsent_bytes
-        if num_waiting == 0:
+        if num_waiting == 0 or self._is_peers:
             self._since_s = None
             return True
         num_acked = _num_acked(self._socket)

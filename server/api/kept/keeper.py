@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -61,7 +60,7 @@ class Keeper:
     ) -> ResumableStream:
         entry = self._entry
         with self._failing():
-            stream_id = secrets.token_hex(16)
+            stream_id = self._kept.new_stream_id()
             stream = ResumableStream(
                 await start(),
                 stream_id,

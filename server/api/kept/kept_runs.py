@@ -5,6 +5,7 @@ of bytes. Time comes as an argument.
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,8 +48,15 @@ class KeptRuns:
     """Those without a reader go first, by when they lost it; then what readers have had already. Where
     slow readers alone fill it, it is full: their streams wait."""
 
-    def __init__(self, max_bytes: int, *, bytes_each: int = 0) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        bytes_each: int = 0,
+        new_stream_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
         """`bytes_each`: what a kept run costs beside what it holds for readers."""
+        self.new_stream_id = new_stream_id
         self.max_bytes = max_bytes
         self._bytes_each = bytes_each
         self.num_bytes = 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
 from server import __version__
-from server.api.metrics.metrics import Metrics
 from server.api.routes.get_route import get_route
 from server.errors import RequestError
 
@@ -22,7 +23,8 @@ _PAGE = f"""<!doctype html>
 """
 
 
-def pages_router(metrics: Metrics) -> APIRouter:
+def pages_router(page: Callable[[], bytes | Awaitable[bytes]]) -> APIRouter:
+    """`page`: that of /metrics."""
     router = APIRouter()
 
     @get_route(router, "/")
@@ -35,7 +37,10 @@ def pages_router(metrics: Metrics) -> APIRouter:
 
     @get_route(router, "/metrics")
     async def metrics_page() -> Response:
-        return Response(metrics.page(), headers={"Content-Type": _METRICS_TYPE})
+        content = page()
+        if not isinstance(content, bytes):
+            content = await content
+        return Response(content, headers={"Content-Type": _METRICS_TYPE})
 
     @router.post("/v1/chat/completions")
     async def chat() -> Response:

@@ -1,0 +1,166 @@
+"""`continuo serve --api-workers 2`: real processes, one engine behind both workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.cli import main
+from server.config import ServeConfig
+from server.errors import ConfigError
+from server.startup import engine_threads
+from tests.serving import Server
+from tests.waiting import is_alive, wait_for
+
+BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
+RESUMABLE = {**BODY, "stream": True, "stream_options": {"resumable": True}}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir: Path) -> Iterator[Server]:
+    running = Server(tiny_model_dir, "--api-workers", "2", "--resume-memory-mib", "8")
+    try:
+        yield running.wait_ready()
+    finally:
+        running.clean_up()
+
+
+class _Stream:
+    """One that is being read, with all that was read of it."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.iter_lines()
+        self.text = ""
+        self._read_line()
+        self.id = self.text.partition(": ")[2].partition(":")[0]
+
+    @property
+    def worker(self) -> int:
+        return int(self.id[-1], 16)
+
+    def _read_line(self) -> None:
+        self.text += next(self._lines) + "\n"
+
+    def rest(self) -> str:
+        """All of it, as one text."""
+        self.text += "".join(f"{line}\n" for line in self._lines)
+        return text_of(self.text)
+
+
+def text_of(events: str) -> str:
+    lines = [line[6:] for line in events.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]", events[-300:]
+    return "".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1])
+
+
+@contextmanager
+def streams_at_both(server: Server, **fields: Any) -> Iterator[list[_Stream]]:
+    """Running ones, of worker 0 and 1."""
+    found: dict[int, _Stream] = {}
+    with ExitStack() as stack:
+        for _ in range(16):
+            client = stack.enter_context(httpx.Client(base_url=server.address, timeout=60))
+            request = client.stream("POST", "/v1/completions", json={**RESUMABLE, **fields})
+            stream = _Stream(stack.enter_context(request))
+            found.setdefault(stream.worker, stream)
+            if len(found) == 2:
+                break
+        assert len(found) == 2, "all connections went to the same worker"
+        yield [found[0], found[1]]
+
+
+def complete(server: Server, **fields: Any) -> str:
+    response = server.client.post("/v1/completions", json={**BODY, **fields})
+    assert response.status_code == 200, response.text
+    text: str = response.json()["choices"][0]["text"]
+    return text
+
+
+def test_both_workers_are_there_and_give_the_same_bytes(server: Server) -> None:
+    assert server.pid_of("api 0")
+    assert server.pid_of("api 1")
+    assert "kept runs         4.0 MiB" in server.stderr  # a share of --resume-memory-mib
+    alone = complete(server, seed=3)
+    with streams_at_both(server, seed=3) as streams:
+        assert [stream.rest() for stream in streams] == [alone, alone]
+
+
+def test_an_engine_that_is_killed_is_replaced_for_both(server: Server) -> None:
+    alone = complete(server, seed=4)
+    restarts = server.metric("continuo:engine_restarts_total")
+    with streams_at_both(server, seed=4) as streams:
+        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        assert [stream.rest() for stream in streams] == [alone, alone]
+        assert all("cmpl-" in stream.text for stream in streams)
+    wait_for(
+        lambda: server.metric("continuo:engine_restarts_total") == restarts + 1, "it was replaced"
+    )
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(server: Server) -> None:
+    alone = complete(server, seed=5)
+    pid = server.pid_of("api 1")
+    with streams_at_both(server, seed=5) as streams:
+        os.kill(pid, signal.SIGKILL)
+        assert streams[0].rest() == alone
+        with pytest.raises(httpx.TransportError):
+            streams[1].rest()
+    wait_for(lambda: server.pid_of("api 1") not in (0, pid), "there is another one")
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "its sequence is gone")
+    with streams_at_both(server, seed=5) as streams:
+        resumed = server.client.get(f"/v1/completions/{streams[1].id}/stream")
+        assert text_of(resumed.text) == alone
+        with httpx.Client(base_url=server.address, timeout=60) as client:
+            resumed = client.get(f"/v1/completions/{streams[0].id}/stream")
+        assert text_of(resumed.text) == alone
+
+
+def test_what_the_engine_counts_is_on_the_page_once(server: Server) -> None:
+    name = "vllm:generation_tokens_total"
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "nothing runs")
+    before = server.metric(name)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: complete(server, seed=seed), range(4)))
+    wait_for(lambda: server.metric(name) >= before + 1600, "all is counted")
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        for _ in range(3):
+            page = client.get("/metrics").text
+            line = next(each for each in page.splitlines() if each.startswith(name))
+            assert float(line.split()[-1]) == before + 1600
+
+
+def test_sigterm_lets_both_finish(tiny_model_dir: Path) -> None:
+    server = Server(tiny_model_dir, "--api-workers", "2").wait_ready()
+    try:
+        pids = [server.pid_of(name) for name in ("api 0", "api 1", "engine 0")]
+        with streams_at_both(server, seed=6) as streams:
+            server.process.send_signal(signal.SIGTERM)
+            texts = [stream.rest() for stream in streams]
+            assert texts[0] == texts[1]
+        assert server.process.wait(20) == 0
+        assert not any(map(is_alive, pids))
+    finally:
+        server.clean_up()
+
+
+@pytest.mark.parametrize("number", ["0", "17", "-1"])
+def test_the_number_is_bounded(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--api-workers", number]) == 2
+    assert "--api-workers must be between 1 and 16." in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        ServeConfig(api_workers=int(number))
+
+
+def test_the_engine_keeps_three_cores_of_four() -> None:
+    assert [engine_threads(cores, 1) for cores in (1, 2, 8, 64)] == [1, 2, 8, 64]
+    assert [engine_threads(cores, 2) for cores in (1, 2, 3, 4, 8)] == [1, 2, 3, 3, 7]
+    assert [engine_threads(cores, 16) for cores in (2, 8, 64)] == [2, 6, 49]

@@ -105,6 +105,8 @@ def _own(config: ServeConfig) -> ServeConfig:
             raise ConfigError(
                 f"--profile serves to itself alone, by HTTP on a free port: {flag} is not for it."
             )
+    if config.api_workers > 1:
+        raise ConfigError("--profile looks into one api process: leave --api-workers at 1.")
     return replace(config, port=0)
 
 

@@ -76,6 +76,7 @@ def test_a_real_run(
         (["--profile", "--concurrency", "1,4"], "takes one load"),
         (["--profile", "no/such/folder/out"], "no such folder"),
         (["--profile", "--", "--port", "8001"], "--port is not for it"),
+        (["--profile", "--", "--api-workers", "2"], "leave --api-workers at 1"),
         (["--profile", "--", "--host", "0.0.0.0"], "--host is not for it"),
         (["--profile", "--", "--model", "no-such-model"], "ended with status 2"),
         (["--", "--model", "m"], "the server that --profile starts"),

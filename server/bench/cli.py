@@ -99,7 +99,7 @@ async def _run_loads(
 ) -> None:
     async def send(body: bytes, record: Record) -> None:
         request = target.post(ROUTES[config.endpoint], body)
-        await complete(client, request, record, config.timeout)
+        await complete(client, request, record, config.timeout, needs_done=config.needs_done)
 
     requests = Requests(config, facts)
     generator = Generator(config, requests, send, stop)

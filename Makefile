@@ -1,5 +1,5 @@
 # Everything runs in .venv, which `make serve`, `make test` and the others make by themselves;
-# the clients of `make clients` run beside it in .venv-clients.
+# the clients of `make clients` run beside it in .venv-clients, the peers of `make compare` in .venv-peers.
 #   ARGS=...     goes to the command:  make serve ARGS="--port 9000"
 #   PYTHON=...   makes the environment (3.10 or newer);   TORCH=cpu|cuda forces a build of torch
 PYTHON ?= python3
@@ -13,8 +13,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-$(TORCH)
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.set-up
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.set-up
 
-.PHONY: help setup serve test sim soak-sim chaos hostile fuzz clients check bench soak kernels gpu
+.PHONY: help setup serve test sim soak-sim chaos hostile fuzz clients check bench compare soak kernels gpu
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +66,12 @@ check: $(STAMP) ## formatting, lint, types, import contracts, what is forbidden
 
 bench: $(STAMP) ## measure; writes tables, JSON and plots to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+compare: $(PEERS_STAMP) ## measure beside transformers, CTranslate2 and llama.cpp;  ARGS="--quick --models 124M"
+	@$(BIN)/python -m benchmarks.compare --out $(OUT) $(ARGS)
+
+$(PEERS_STAMP): $(STAMP) benchmarks/compare/requirements.txt benchmarks/compare/set_up.py
+	@$(BIN)/python benchmarks/compare/set_up.py $(PEERS) && touch $@
 
 soak: $(STAMP) ## look for what grows, under mixed and hostile load with kills, for MINUTES=30
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --out $(OUT) $(ARGS)

@@ -53,6 +53,9 @@ class Report:
     samples: dict[str, list[float]] = field(default_factory=dict)
     plot: Callable[[Any], None] | None = None  # draws onto matplotlib axes
     program: str = "python -m benchmarks"  # whose arguments repeat it
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # conditions of this benchmark, for the JSON
 
     def add(self, *row: Any) -> None:
         self.rows.append(row)
@@ -95,6 +98,7 @@ class Report:
             "command": " ".join([self.program, *sys.argv[1:]]),
             "commit": _commit(),
             "machine": machine(),
+            **({"facts": self.facts} if self.facts else {}),
             "figures": self.figures,
             "columns": self.columns,
             "rows": self.rows,

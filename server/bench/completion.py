@@ -46,8 +46,9 @@ class _Chunk(msgspec.Struct):
 class StreamReader:
     """Fills a Record from a response; `finish` says what was wrong with it."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, *, needs_done: bool = True) -> None:
         self._record = record
+        self._needs_done = needs_done
         self._status = 0
         self._events = EventParser()
         self._error_body = b""
@@ -102,7 +103,8 @@ class StreamReader:
         if self._status != 200:
             self._record.message = error_message(self._error_body)
             return f"HTTP {self._status}"
-        is_whole = self._is_done and self._has_finish_reason and not self._events.is_inside_event
+        is_ended = self._has_finish_reason and (self._is_done or not self._needs_done)
+        is_whole = is_ended and not self._events.is_inside_event
         return self._failure or ("" if is_whole else "stream cut short")
 
 
@@ -129,9 +131,11 @@ def error_message(body: bytes) -> str:
     return "".join(char if char.isprintable() else " " for char in text)[:_MAX_MESSAGE]
 
 
-async def complete(client: HttpClient, request: bytes, record: Record, timeout_s: float) -> None:
+async def complete(
+    client: HttpClient, request: bytes, record: Record, timeout_s: float, *, needs_done: bool = True
+) -> None:
     """Sends and reads one streamed request. A failure is noted, not raised; "interrupted" if cancelled."""
-    reader = StreamReader(record)
+    reader = StreamReader(record, needs_done=needs_done)
     record.failure = INTERRUPTED
     record.sent_s = record.end_s = perf_counter()
     try:

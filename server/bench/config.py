@@ -48,6 +48,7 @@ class BenchConfig:
     dataset: str = ""
 
     ignore_eos: bool = True
+    needs_done: bool = True  # a stream without data: [DONE] at its end was cut short
     temperature: float = 0.0
     extra: str = ""
 

@@ -41,6 +41,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "max_token_id": "token ids are drawn from 100 up to below this",
         "dataset": "JSON or JSON lines of conversations, as ShareGPT's, for prompts and reply lengths",
         "ignore_eos": "ask for completions of full length, so that all servers do equal work",
+        "needs_done": "a stream has failed that does not end with [DONE]; some servers send none",
         "temperature": "0 takes the likeliest token each time",
         "extra": "JSON object of further fields for every request",
     },

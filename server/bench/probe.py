@@ -84,7 +84,8 @@ async def _try(
     prompt = ids if config.prompts == "token-ids" else text
     body = request_body(config, facts, prompt, 1)
     record = Record(perf_counter(), 1, 0)
-    await complete(client, target.post(ROUTES[config.endpoint], body), record, config.timeout)
+    request = target.post(ROUTES[config.endpoint], body)
+    await complete(client, request, record, config.timeout, needs_done=config.needs_done)
     return record
 
 

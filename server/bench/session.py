@@ -49,7 +49,8 @@ class Session:
 
     async def _send(self, body: bytes, record: Record) -> None:
         request = self._target.post(ROUTES[self._config.endpoint], body)
-        await complete(self._client, request, record, self._config.timeout)
+        config = self._config
+        await complete(self._client, request, record, config.timeout, needs_done=config.needs_done)
 
     def close(self) -> None:
         """Its kept-alive connections; another `run` makes new ones."""

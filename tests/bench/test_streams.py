@@ -18,7 +18,9 @@ Behaviour = Callable[[asyncio.StreamWriter, Seen], None]
 DONE = b"data: [DONE]\n\n"
 
 
-def read(behaviour: Behaviour, times: int = 1, timeout_s: float = 10) -> tuple[list[Record], int]:
+def read(
+    behaviour: Behaviour, times: int = 1, timeout_s: float = 10, *, needs_done: bool = True
+) -> tuple[list[Record], int]:
     """The records of `times` completions one after another, and how many connections they took."""
 
     async def answer(server: TinyServer, seen: Seen, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +34,7 @@ def read(behaviour: Behaviour, times: int = 1, timeout_s: float = 10) -> tuple[l
         for _ in range(times):
             records.append(Record(time.perf_counter(), 2, 1))
             request = target.post("/v1/completions", b'{"max_tokens": 2, "prompt": "a b"}')
-            await complete(client, request, records[-1], timeout_s)
+            await complete(client, request, records[-1], timeout_s, needs_done=needs_done)
             await asyncio.sleep(0.02)  # a connection that the server closes is closed by now
         client.close()
         return records
@@ -146,6 +148,18 @@ def refuse(status: int, document: object) -> Behaviour:
 def refuse_bytes(body: bytes) -> Behaviour:
     head = b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n" % len(body)
     return lambda writer, seen: writer.write(head + body)
+
+
+def test_without_done_a_finish_reason_must_be_there() -> None:
+    """For servers that end their streams without [DONE]."""
+    for parts, failure in (
+        ((token(), token(finish="length")), ""),
+        ((token(), token(finish="length"), DONE), ""),
+        ((token(),), "stream cut short"),
+        ((token(finish="length"), b"data: {"), "stream cut short"),
+    ):
+        ((record,), _) = read(streamed(*parts), needs_done=False)
+        assert record.failure == failure
 
 
 ERROR = {"error": {"message": "too\nmany " + "x" * 300, "type": "rate"}}

@@ -1,0 +1,1 @@
+"""Continuo beside what people would pick instead, on the same weights, prompts and cores: `make compare`."""

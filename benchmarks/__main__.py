@@ -13,6 +13,7 @@ BENCHMARKS = {  # name: module
     "host_time": "benchmarks.serving.host_time",
     "startup": "benchmarks.serving.startup",
     "decode_124m": "benchmarks.serving.decode_124m",
+    "prompt_lookup": "benchmarks.serving.prompt_lookup",
     "http_tax": "benchmarks.serving.http_tax",
     "structured": "benchmarks.serving.structured",
     "fairness": "benchmarks.serving.fairness",

@@ -12,6 +12,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculation
 from server.engine.step_shape import StepShape
 from server.engine_memory import queue_parts
 from server.errors import ModelError
@@ -50,7 +51,13 @@ def assemble(
     manifest = config.model_manifest
     grammars = GrammarClient(config.model, vocab_size, manifest=manifest) if has_end else None
     engine = engine_of(loaded, gaps, grammars, board)
-    parts = (*loaded.parts, *queue_parts(has_grammars=has_end, num_apis=num_apis))
+    num_ids = loaded.limits.max_num_seqs * loaded.limits.max_model_len
+    queues = queue_parts(
+        has_grammars=has_end,
+        num_apis=num_apis,
+        num_lookup_ids=num_ids if loaded.num_free_rows else 0,
+    )
+    parts = (*loaded.parts, *queues)
     return Assembled(engine, grammars, _info(loaded, parts), parts, loaded.lines)
 
 
@@ -69,6 +76,7 @@ def engine_of(
         max_model_len=loaded.limits.max_model_len,
         shape=StepShape.of_rows(num_seqs) if loaded.config.device == "cpu" else None,
     )
+    speculation = Speculation(scheduler, loaded.num_free_rows) if loaded.num_free_rows else None
     return Engine(
         scheduler,
         loaded.runner,
@@ -76,6 +84,7 @@ def engine_of(
         no_tokens=gaps,
         grammars=grammars,
         board=board,
+        speculation=speculation,
     )
 
 

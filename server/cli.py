@@ -52,6 +52,8 @@ _HELP = {
     "top_p": "sample among the likeliest tokens that hold this much of the probability",
     "top_k": "sample among this many likeliest tokens; 0 for all",
     "seed": "equal seeds give equal text (default: drawn)",
+    "prompt_lookup": "several tokens in a step where a text repeats itself, the same ones; auto: on a CPU, "
+    "where it pays",
     "kv_cache_gib": "size of the KV cache (default: room for full contexts, memory allowing)",
 }
 _KEY_LIMITS = {

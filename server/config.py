@@ -15,6 +15,7 @@ from server.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KVCacheDtype = Literal["auto", "fp8"]
+PromptLookupMode = Literal["auto", "off"]
 CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
@@ -44,6 +45,7 @@ class EngineConfig:
     kv_cache_dtype: KVCacheDtype = "auto"  # auto: that of the model
     kv_cache_gib: float | None = None  # None: what memory allows
     gpu_memory_utilization: float = 0.9  # of the whole GPU's memory, for everything of ours
+    prompt_lookup: PromptLookupMode = "auto"  # drafts from a sequence's own ids: on a CPU
 
     def __post_init__(self) -> None:
         _require(
@@ -76,6 +78,10 @@ class EngineConfig:
         _require(
             self.block_size in _BLOCK_SIZES,
             f"--block-size must be one of {', '.join(map(str, _BLOCK_SIZES))}.",
+        )
+        _require(
+            self.prompt_lookup in get_args(PromptLookupMode),
+            f"--prompt-lookup {self.prompt_lookup!r} is not auto or off.",
         )
         _require(
             self.kv_cache_gib is None or self.kv_cache_gib > 0, "--kv-cache-gib must be above 0."

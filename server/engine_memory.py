@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from server.budget import MAX_OPEN_BYTES, Part
 from server.engine.engine import Engine
+from server.engine.prompt_lookup import BYTES_PER_ID
 from server.grammar import child, client, verdicts
 from server.grammar.client import GrammarClient
 from server.ipc.frames import EngineInfo
@@ -13,9 +14,12 @@ from server.ipc.server import MAX_BUFFERED_BYTES, EngineServer
 from server.ipc.wire import FrameReader
 
 
-def queue_parts(*, has_grammars: bool, num_apis: int = 1) -> tuple[Part, ...]:
-    """All that is not there from the start."""
-    parts = (
+def queue_parts(
+    *, has_grammars: bool, num_apis: int = 1, num_lookup_ids: int = 0
+) -> tuple[Part, ...]:
+    """All that is not there from the start. `num_lookup_ids`: the ids of all that run, where drafts are made
+    from them."""
+    parts: tuple[Part, ...] = (
         Part("sequences", MAX_OPEN_BYTES, "their ids and parameters: no more than the api lets in"),
         Part("frames_to_api", MAX_BUFFERED_BYTES, "above it the api is cut off"),
         Part(
@@ -24,6 +28,9 @@ def queue_parts(*, has_grammars: bool, num_apis: int = 1) -> tuple[Part, ...]:
             "the one that has not come whole",
         ),
     )
+    if num_lookup_ids:
+        note = "where each few ids of what runs stood last"
+        parts = (*parts, Part("prompt_lookups", BYTES_PER_ID * num_lookup_ids, note))
     if not has_grammars:
         return parts
     return (
@@ -62,6 +69,8 @@ class EngineMemory:
             "frames_to_api": server.num_unsent_bytes,
             "frame_from_api": server.num_received_bytes,
         }
+        if "prompt_lookups" in limits:
+            held["prompt_lookups"] = self._engine.lookup_bytes()
         if self._grammars is not None:
             held |= {
                 "open_grammars": self._grammars.num_open_bytes,

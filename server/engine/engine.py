@@ -26,12 +26,13 @@ from server.engine.deadlines import Deadlines
 from server.engine.refusals import refuse_strange_ids
 from server.engine.scheduler import ScheduledStep, Scheduler
 from server.engine.sequence_state import SequenceState
-from server.engine.step_results import logprobs_of, new_prompt_logprobs, sampling
+from server.engine.speculation import Speculation
+from server.engine.step_results import logprobs_of, new_prompt_logprobs, sampling, with_further
 from server.engine.token_masks import TokenMasks
 from server.faults import log_fault
 from server.grammar.seam import GrammarMasks
 from server.ipc.frames import EngineStats
-from server.runner.batch import Runner, StepHandle, StepResult
+from server.runner.batch import Further, Runner, StepHandle, StepResult
 from server.sequence import (
     FailureKind,
     FirstOutput,
@@ -72,10 +73,13 @@ class Engine:
         no_tokens: Iterable[int] = (),
         grammars: GrammarMasks | None = None,
         board: Board | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """`no_tokens`: ids below `vocab_size` that the tokenizer lacks. `board` is told who is in the steps
-        in flight, up to two of them."""
+        in flight, up to two of them. `speculation` is for a runner that takes one."""
+        assert speculation is None or runner.max_steps_in_flight == 1, "a draft follows all ids"
         self._scheduler = scheduler
+        self._speculation = speculation
         self._runner = runner
         self._vocab_size = vocab_size
         self._masks = TokenMasks(vocab_size, no_tokens, grammars)
@@ -119,6 +123,11 @@ class Engine:
         for seq in self._scheduler.sequences.values():
             num_bytes += SEQUENCE_BYTES + TOKEN_BYTES * len(seq.token_ids)
         return num_bytes
+
+    def lookup_bytes(self) -> int:
+        """What is kept to draft from, at most."""
+        lookups = (seq.lookup for seq in self._scheduler.running)
+        return sum(lookup.num_bytes for lookup in lookups if lookup is not None)
 
     def is_running(self, seq_id: int, owner: int = 0) -> bool:
         """Submitted, and neither finished nor aborted."""
@@ -170,6 +179,8 @@ class Engine:
         scheduler, in_flight = self._scheduler, self._in_flight
         num_preemptions = scheduler.num_preemptions
         step = scheduler.schedule(self._num_steps)
+        if self._speculation is not None:
+            self._speculation.draft(step)
         # A preemption made room for the next call.
         has_moved = bool(step.sequences) or scheduler.num_preemptions > num_preemptions
         self._is_stalled = not has_moved and not in_flight
@@ -273,12 +284,38 @@ class Engine:
             added = (seq.seq_id, [token_id], found, reason, stop_id, first, start)
             outputs.append((seq.owner, new_tuple(SequenceOutput, added)))
         self._num_generated_tokens += len(outputs) - num_without_token
+        if result.further:
+            self._add_further(step, result.further, outputs, finished)
         prompt_logprobs = new_prompt_logprobs(step, result) if result.prompt_logprobs else []
         if finished:
             self._end(finished)
         if self._board is not None:
             self._board.end_step(step.batch.step)
         return Added(outputs, prompt_logprobs, self._take_failures())
+
+    def _add_further(
+        self,
+        step: ScheduledStep,
+        further: dict[int, Further],
+        outputs: list[Output],
+        finished: list[SequenceState],
+    ) -> None:
+        """Tokens behind drafts, to those that have not ended with the one before."""
+        assert self._speculation is not None, "drawn behind drafts that nobody gave"
+        places = {(owner, output.seq_id): i for i, (owner, output) in enumerate(outputs)}
+        for row, seq in zip(step.batch.scheduled, step.sequences, strict=True):
+            more = further.get(row.row)
+            if more is None or seq.has_ended or outputs[places[seq.key]][1].finish_reason:
+                continue
+            if not all(0 <= token_id < self._vocab_size for token_id in more.token_ids):
+                self._fail_tainted(seq, "internal")
+                continue
+            output = with_further(outputs[places[seq.key]][1], seq, more)
+            outputs[places[seq.key]] = (seq.owner, output)
+            self._speculation.accept(seq, len(output.token_ids) - 1)
+            self._num_generated_tokens += len(output.token_ids) - 1
+            if output.finish_reason is not None:
+                finished.append(seq)
 
     def _advance_gated(self, sampled: list[SequenceState], token_ids: list[int]) -> None:
         """What the gated drew, unless it ends them."""
@@ -317,7 +354,7 @@ class Engine:
 
     def stats(self, busy_s: float = 0.0) -> EngineStats:
         """`busy_s` is the caller's to measure."""
-        scheduler = self._scheduler
+        scheduler, speculation = self._scheduler, self._speculation
         return EngineStats(
             num_steps=self._num_steps,
             num_step_tokens=scheduler.num_scheduled_tokens,
@@ -333,6 +370,8 @@ class Engine:
             num_waiting_tokens=scheduler.num_waiting_tokens,
             num_owed_tokens=scheduler.num_owed_tokens,
             busy_s=busy_s,
+            num_draft_tokens=0 if speculation is None else speculation.num_draft_tokens,
+            num_accepted_tokens=0 if speculation is None else speculation.num_accepted_tokens,
         )
 
     def check_integrity(self) -> None:

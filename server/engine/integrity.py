@@ -33,10 +33,12 @@ def _check_lists(scheduler: Scheduler) -> None:
 
 
 def _check_running(scheduler: Scheduler) -> None:
-    running = scheduler.running
+    running, block_size = scheduler.running, scheduler.blocks.block_size
     for seq in running:
+        num_known = min(seq.num_computed_tokens, len(seq.token_ids))
+        assert seq.num_registered_blocks * block_size <= num_known, "nobody knows what is in there"
         assert seq.num_computed_tokens < seq.num_tokens or seq.is_all_dispatched
-        assert seq.num_computed_tokens <= len(seq.block_table) * scheduler.blocks.block_size
+        assert seq.num_computed_tokens <= len(seq.block_table) * block_size
         assert seq.num_preemptions <= MAX_PREEMPTIONS
     behind = [seq for seq in running if seq.is_behind]
     assert behind == [seq for seq in scheduler._behind if seq.is_behind]

@@ -14,6 +14,7 @@ from server.engine.stop_rules import StopRules
 from server.sequence import Grammar, SamplingParams, SequenceKey, SequenceRequest
 
 if TYPE_CHECKING:
+    from server.engine.prompt_lookup import PromptLookup
     from server.engine.tenants import Tenant
 
 GENERATED_WEIGHT = 2  # what a generated token counts for its tenant; a prompt's counts one
@@ -57,6 +58,7 @@ class SequenceState:
     is_ready: bool = True  # False: `allowed` waits for the last token, or for its grammar
     has_ended: bool = False  # finished or aborted: what still arrives for it is dropped
     is_tainted: bool = False  # it failed in a step, and nobody finds its blocks any more
+    lookup: PromptLookup | None = None  # while it runs, where drafts may be worth it
     tenant: Tenant = field(init=False)  # set by the scheduler, from its submission to its end
 
     @classmethod
@@ -131,3 +133,4 @@ class SequenceState:
         self.block_table = []
         self.row = -1
         self.row_mask = None
+        self.lookup = None

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from server.engine.scheduler import ScheduledStep
 from server.engine.sequence_state import SequenceState
-from server.runner.batch import ScheduledRow, StepResult
-from server.sequence import PromptLogprobs, TokenLogprobs
+from server.runner.batch import Further, ScheduledRow, StepResult
+from server.sequence import PromptLogprobs, SequenceOutput, TokenLogprobs
 
 
 def sampling(step: ScheduledStep) -> tuple[list[ScheduledRow], list[SequenceState]]:
@@ -37,3 +37,23 @@ def logprobs_of(rows: list[ScheduledRow], result: StepResult) -> list[list[Token
     """Of each sampled token, where asked for."""
     found = [result.logprobs.get(row.row) for row in rows]
     return [None if entry is None else [entry] for entry in found]
+
+
+def with_further(output: SequenceOutput, seq: SequenceState, further: Further) -> SequenceOutput:
+    """`output` and what was drawn behind its token, up to the one that ends the sequence: it is given all of
+    these ids."""
+    text, num_kept = seq.token_ids, 0
+    reason, stop_id = output.finish_reason, output.stop_token_id
+    for token_id in further.token_ids:
+        text.append(token_id)
+        num_kept += 1
+        reason, stop_id = seq.stop.check(token_id, len(text))
+        if reason is not None:
+            break
+    logprobs = output.logprobs
+    return output._replace(
+        token_ids=output.token_ids + further.token_ids[:num_kept],
+        logprobs=None if logprobs is None else logprobs + further.logprobs[:num_kept],
+        finish_reason=reason,
+        stop_token_id=stop_id,
+    )

@@ -52,6 +52,8 @@ class EngineStats(NamedTuple):
     num_waiting_tokens: int = 0  # rows that those without a row ask for: prompts and max_tokens
     num_owed_tokens: int = 0  # the same of all sequences: what is still to be computed at most
     busy_s: float = 0.0  # time in steps, of the engine's clock
+    num_draft_tokens: int = 0  # computed in the hope that they are what is drawn
+    num_accepted_tokens: int = 0  # of them drawn
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):

@@ -64,7 +64,21 @@ class ScheduledRow(NamedTuple):
     row: int
     num_computed_tokens: int
     num_scheduled_tokens: int
-    is_sampling: bool  # its last position is the row's last token: a token is drawn from it
+    is_sampling: bool  # it ends with the row's last token, or drafts behind it: a token is drawn
+
+
+class Drafts(NamedTuple):
+    """Ids that may follow a row's last token, at least one. Its share of the step is that token and these,
+    all of them generated rows.
+
+    A token is drawn from the last token; then, as long as the one drawn is the one drafted, from the draft
+    that stands there. So each draw sees the row as it is without drafts: its ids, penalties, min_tokens,
+    mask and noise. A row that would fail behind a draft ends in front of it instead: its next step finds
+    that out again. A runner may look at fewer drafts than it was given.
+    """
+
+    row: int
+    token_ids: list[int]
 
 
 @dataclass(slots=True)
@@ -76,11 +90,20 @@ class StepBatch:
     new_blocks: list[NewBlocks] = field(default_factory=list)
     masks: list[RowMask] = field(default_factory=list)
     scheduled: list[ScheduledRow] = field(default_factory=list)
+    # At most one of a row, which draws. Only for a runner with one step in flight.
+    drafts: list[Drafts] = field(default_factory=list)
+
+
+class Further(NamedTuple):
+    """What was drawn behind the drafts of a row that were drawn, too: one token for each of those."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]  # one per token, where the params ask
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step drew. A sampled token is already appended to its row inside the runner."""
+    """What a step drew. Sampled tokens are already appended to their rows inside the runner."""
 
     token_ids: list[int]  # one per scheduled row with is_sampling, in the batch's order
     logprobs: dict[int, TokenLogprobs]  # row -> of its sampled token, where the params ask
@@ -91,6 +114,9 @@ class StepResult:
     # row -> why: its token id counts for nothing; the other rows are what they would be without it.
     # What fails as a whole is an exception out of `dispatch` or `result`, and the process ends.
     failed: dict[int, FailureKind] = field(default_factory=dict)
+    further: dict[int, Further] = field(
+        default_factory=dict
+    )  # row -> behind its token of token_ids
 
 
 class StepHandle(Protocol):

@@ -18,7 +18,8 @@ from kernels.cpu.sampler import sample
 from server.board import Board
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
-from server.runner.batch import NewRow, StepBatch, StepResult
+from server.runner.batch import Drafts, Further, NewRow, StepBatch, StepResult
+from server.runner.draft_rounds import Round, draft_rounds
 from server.runner.prompt_logprobs import joined, packed
 from server.runner.row_faults import fail_row, neutral, without_failed
 from server.runner.rows import Array, Rows
@@ -90,8 +91,11 @@ class CpuRunner:
                 self._rows.write_mask(mask)
             except Exception as error:
                 fail_row(mask.row, error, result.failed)
+        for drafts in batch.drafts:
+            self._rows.write_drafts(drafts)
         if batch.scheduled:
-            self._run(cut_runs(batch.scheduled, self._rows.num_prompt_tokens), result)
+            runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
+            self._run(runs, batch.drafts, result)
         return FinishedStep(without_failed(result))
 
     def _fill(self, new_row: NewRow, result: StepResult) -> None:
@@ -102,7 +106,7 @@ class CpuRunner:
             self._rows.fill(neutral(new_row))
 
     @torch.inference_mode()
-    def _run(self, runs: Runs, result: StepResult) -> None:
+    def _run(self, runs: Runs, drafts: list[Drafts], result: StepResult) -> None:
         inputs = build_inputs(runs, self._rows, self._block_tables)
         hidden = self._model.forward(inputs, self._kv_cache, self._tick)
         for row, position, count, first in runs.table[: runs.num_prefills].tolist():
@@ -112,10 +116,48 @@ class CpuRunner:
             if num_top is not None and end > position:
                 rows = hidden[first : first + end - position]
                 self._add_prompt_logprobs(rows, row, position + 1, num_top, result)
+        if drafts:
+            for rounds in draft_rounds(runs, drafts, len(self._logits)):
+                self._draw_rounds(hidden, rounds, result)
+            return
         for begin in range(0, len(runs.sampling_rows), len(self._logits)):
             chunk = slice(begin, begin + len(self._logits))
             logits = self._logits_of(_drawn_from(hidden, runs, chunk))
             self._draw(logits, runs.sampling_rows[chunk], result)
+
+    def _draw_rounds(self, hidden: Tensor, rounds: list[Round], result: StepResult) -> None:
+        """One draw of each row; then of those whose draft was drawn, from where that draft stands."""
+        index = np.concatenate([each.token_rows for each in rounds])
+        logits, first = self._logits_of(hidden[torch.from_numpy(index)]), len(rounds[0].rows)
+        found = StepResult([], {}, {})
+        self._draw(logits[:first], np.array(rounds[0].rows, np.int32), found)
+        result.token_ids += found.token_ids
+        result.logprobs.update(found.logprobs)
+        result.failed.update(found.failed)
+        right = rounds[0].right(found)
+        for each in rounds[1:]:
+            at = [i for i, row in enumerate(each.rows) if row in right]
+            if not at:
+                return
+            here, first = logits[first : first + len(each.rows)], first + len(each.rows)
+            each = each.only(at)
+            found = StepResult([], {}, {})
+            self._draw(
+                here if len(here) == len(at) else here[at], np.array(each.rows, np.int32), found
+            )
+            self._add_further(each.rows, found, result)
+            right = each.right(found)
+
+    def _add_further(self, rows: list[int], found: StepResult, result: StepResult) -> None:
+        """Drawn behind drafts. A row that failed there is as it was before."""
+        for row, token_id in zip(rows, found.token_ids, strict=True):
+            if row in found.failed:
+                self._rows.num_tokens[row] -= 1
+                continue
+            further = result.further.setdefault(row, Further([], []))
+            further.token_ids.append(token_id)
+            if row in found.logprobs:
+                further.logprobs.append(found.logprobs[row])
 
     def _logits_of(self, hidden: Tensor) -> Array:
         """Valid until the next call."""

@@ -22,6 +22,7 @@ def without_failed(result: StepResult) -> StepResult:
     for row in result.failed:
         result.logprobs.pop(row, None)
         result.prompt_logprobs.pop(row, None)
+        result.further.pop(row, None)
     return result
 
 

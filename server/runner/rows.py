@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows, mask_words
-from server.runner.batch import NewBlocks, NewRow, RowMask
+from server.runner.batch import Drafts, NewBlocks, NewRow, RowMask
 from server.sequence import SamplingParams
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -111,6 +111,11 @@ class Rows:
     def write_mask(self, mask: RowMask) -> None:
         self.masks.words[mask.row] = np.frombuffer(mask.allowed, "<i4")
         self.masks.has_mask[mask.row] = 1
+
+    def write_drafts(self, drafts: Drafts) -> None:
+        """Behind the row's tokens, of which they are none."""
+        begin = self.num_tokens[drafts.row]
+        self.token_ids[drafts.row, begin : begin + len(drafts.token_ids)] = drafts.token_ids
 
     def append(self, row_ids: Array, token_ids: Array) -> None:
         """One sampled token to each of the rows."""

@@ -28,6 +28,8 @@ _COUNTERS = {
     "num_preemptions",
     "prefix_cache_queries",
     "prefix_cache_hits",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
     "admission_rejections",
 }
 _LATENCY = ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480"
@@ -139,6 +141,7 @@ def test_every_name_moves_with_real_traffic(server: Server) -> None:
     _ask(server)  # finds the prompt in the cache
     _ask(server, prompt="a", max_tokens=200, n=4, stream=True)  # they preempt each other
     _ask(server, allowed_token_ids=[97], stop_token_ids=[97])
+    _ask(server, allowed_token_ids=[98], max_tokens=40)  # repeats itself: drafts are drawn
     busiest = _watch_a_crowd(server)  # then hangs up
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "the abort is through")
     after = page_of(server.client)
@@ -152,7 +155,7 @@ def test_every_name_moves_with_real_traffic(server: Server) -> None:
         assert moved(before, after, f"vllm:{name}", "_count") > 0, name
     for name in _HISTOGRAMS.keys() - {"request_queue_time_seconds"}:
         assert moved(before, after, f"vllm:{name}", "_sum") > 0, name
-    for reason, count in {"length": 6, "stop": 1, "abort": 12, "error": 0}.items():
+    for reason, count in {"length": 7, "stop": 1, "abort": 12, "error": 0}.items():
         finished = moved(before, after, "vllm:request_success_total", finished_reason=reason)
         assert finished == count, reason
     assert moved(before, after, "continuo:http_responses_total", status="200") >= 5

@@ -15,7 +15,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.runner.batch import NewBlocks, NewRow, RowMask, ScheduledRow, StepBatch, StepResult
+from server.runner.batch import (
+    Drafts,
+    Further,
+    NewBlocks,
+    NewRow,
+    RowMask,
+    ScheduledRow,
+    StepBatch,
+    StepResult,
+)
 from server.sequence import FailureKind, PromptLogprobs, SamplingParams, TokenLogprobs
 from tests.engine.fake_graphs import FakeGraphs
 
@@ -51,6 +60,9 @@ class Row:
     block_ids: list[int] = field(default_factory=list)
     mask: int | None = None  # None: every id may be drawn
     num_computed_tokens: int | None = None  # None: the row's first step says where it starts
+    drafts: list[int] = field(
+        default_factory=list
+    )  # at the end of token_ids, in the step that has them
     # What the query at each position has read, as far as no slot of it was written since.
     digests: list[int] = field(default_factory=list)
 
@@ -122,6 +134,7 @@ class FakeDevice:
             self._extend_table(new_blocks)
         for mask in batch.masks:
             self._set_mask(mask)
+        self._add_drafts(batch.drafts)
         self._check_batch(batch)
         self._poison_new_blocks(batch)
         if all(self._is_decode(scheduled) for scheduled in batch.scheduled):
@@ -165,6 +178,15 @@ class FakeDevice:
         _require(0 < mask < 1 << self.vocab_size, "a mask without a bit, or with one too many")
         self.rows[new.row].mask = mask
 
+    def _add_drafts(self, drafts: list[Drafts]) -> None:
+        _require(not drafts or self.max_steps_in_flight == 1, "drafts behind a token in flight")
+        for each in drafts:
+            row = self.rows[each.row]
+            _require(bool(each.token_ids) and not row.drafts, "a row's drafts once")
+            _require(len(row.token_ids) > row.num_prompt_tokens, "a draft behind a prompt")
+            row.drafts = each.token_ids
+            row.token_ids += each.token_ids
+
     def _check_batch(self, batch: StepBatch) -> None:
         rows = [scheduled.row for scheduled in batch.scheduled]
         _require(len(rows) == len(set(rows)) > 0, "each row once")
@@ -178,6 +200,7 @@ class FakeDevice:
             _require(end <= len(row.token_ids), "a token that is not there yet")
             _require(end <= len(row.block_ids) * self.block_size, "a token without a block")
             _require(not scheduled.is_sampling or end == len(row.token_ids), "sampling too early")
+            _require(scheduled.is_sampling or not row.drafts, "a draft that is not looked at")
             longest = min(row.num_prompt_tokens + row.params.max_tokens, self.max_model_len)
             _require(end + scheduled.is_sampling <= longest, "a token behind the last one")
 
@@ -188,7 +211,8 @@ class FakeDevice:
             start = starts.get(new.row, self.rows[new.row].num_computed_tokens)
             if start is None:
                 raise DeviceFault("blocks for a row that was never in a step")
-            _require(start % self.block_size == 0, "blocks are shared whole")
+            is_new = new.start == 0
+            _require(not is_new or start % self.block_size == 0, "blocks are shared whole")
             first_own = max(start // self.block_size - new.start, 0)
             for block_id in new.block_ids[first_own:]:
                 start = block_id * self.block_size
@@ -245,6 +269,9 @@ class FakeDevice:
         row = self.rows[scheduled.row]
         start, end = _span(scheduled)
         digests = self._read(row, end)
+        drafts, row.drafts = row.drafts, []
+        end -= len(drafts)
+        del row.token_ids[len(row.token_ids) - len(drafts) :]
         row.num_computed_tokens = end
         if row.params.prompt_logprobs is not None and start < row.num_prompt_tokens - 1:
             positions = range(start + 1, min(end, row.num_prompt_tokens - 1) + 1)
@@ -259,6 +286,32 @@ class FakeDevice:
             result.token_ids.append(token_id)
             if row.params.logprobs is not None:
                 result.logprobs[scheduled.row] = _logprobs(digests[end - 1], token_id)
+            if drafts and failure is None:
+                self._check_drafts(scheduled.row, drafts, digests, result)
+
+    def _check_drafts(
+        self, row_id: int, drafts: list[int], digests: list[int], result: StepResult
+    ) -> None:
+        row, further = self.rows[row_id], Further([], [])
+        for drafted in drafts:
+            if not self.is_drawn(row, drafted) or self.fails_behind_draft(row):
+                break
+            digest = digests[len(row.token_ids) - 1]
+            token_id = self._draw(row, digest)
+            row.num_computed_tokens = len(row.token_ids)
+            row.token_ids.append(token_id)
+            further.token_ids.append(token_id)
+            if row.params.logprobs is not None:
+                further.logprobs.append(_logprobs(digest, token_id))
+        if further.token_ids:
+            result.further[row_id] = further
+
+    def is_drawn(self, row: Row, drafted: int) -> bool:
+        return row.token_ids[-1] == drafted
+
+    def fails_behind_draft(self, row: Row) -> bool:
+        """Then it ends in front of that, and fails in its next step."""
+        return self.failure_of(row) is not None
 
     def failure_of(self, row: Row) -> FailureKind | None:
         """Why its next token cannot be drawn. A test's device may have reasons; the others of the step

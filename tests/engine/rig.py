@@ -12,6 +12,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculation
 from server.engine.step_shape import StepShape
 from server.runner.batch import ScheduledRow
 from server.sequence import (
@@ -51,6 +52,7 @@ class Parts:
     scheduler: type[Scheduler] = Scheduler
     engine: type[Engine] = Engine
     device: type[FakeDevice] = FakeDevice
+    speculation: type[Speculation] | None = None  # None: a token a step
 
 
 class Rig:
@@ -102,6 +104,7 @@ class Rig:
             VOCAB_SIZE,
             grammars=self.grammars,
             board=self._board,
+            speculation=parts.speculation(self.scheduler, 4.0) if parts.speculation else None,
         )
 
     def submit(self, request: SequenceRequest, owner: int = 0) -> None:

@@ -9,10 +9,12 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from server.engine.speculation import Speculation
 from server.engine.step_shape import StepShape
 from server.errors import RequestError
 from server.sequence import Grammar, SamplingParams, SequenceRequest
 from tests.engine.failing_device import FailingDevice
+from tests.engine.guessing import Guessing
 from tests.engine.rig import Parts, Rig, Size
 
 OWNERS = st.integers(0, 2)
@@ -54,13 +56,14 @@ MAX_QUEUE_S = st.sampled_from([None, None, None, 0.0, 1.0, 3.0])
 
 class EngineMachine(RuleBasedStateMachine):
     max_steps_in_flight = 1
+    speculation: type[Speculation] | None = None
 
     @initialize(size=SIZES, seed=st.integers(0, 2**16), max_delay=st.sampled_from([0, 1, 2, 9]))
     def start(self, size: Size, seed: int, max_delay: int) -> None:
         rng = random.Random(seed)
         self.rig = Rig(
             size.with_depth(self.max_steps_in_flight),
-            Parts(device=FailingDevice),
+            Parts(device=FailingDevice, speculation=self.speculation),
             mask_delay=lambda: rng.randint(0, max_delay),
         )
         self.num_submitted = 0
@@ -185,6 +188,10 @@ class EngineMachine(RuleBasedStateMachine):
             assert finished == set(self.rig.requests) - set(self.aborted)
 
 
+class Speculating(EngineMachine):
+    speculation = Guessing
+
+
 class OneStepAhead(EngineMachine):
     max_steps_in_flight = 2
 
@@ -206,6 +213,8 @@ def _settings(max_examples: int) -> settings:
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = _settings(100)
+TestSpeculating = Speculating.TestCase
+TestSpeculating.settings = _settings(100)
 TestOneStepAhead = OneStepAhead.TestCase
 TestOneStepAhead.settings = _settings(100)
 TestTwoStepsAhead = TwoStepsAhead.TestCase

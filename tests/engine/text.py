@@ -62,8 +62,9 @@ class Text:
     def add(self, output: SequenceOutput) -> None:
         assert not self.has_ended, "an output after the last one"
         if self.num_to_repeat:
-            self._compare(output)
-            return
+            output = self._new_of(output)
+            if not output.token_ids:
+                return
         assert output.start == len(self.token_ids), "a token twice or left out"
         assert (output.first is None) == (self.first is not None), "one first output, first"
         self.first = self.first or output.first
@@ -72,13 +73,18 @@ class Text:
         self.finish_reason = output.finish_reason
         self.stop_token_id = output.stop_token_id
 
-    def _compare(self, output: SequenceOutput) -> None:
-        start = len(self.token_ids) - self.num_to_repeat
-        assert output.start == start, "a replay begins elsewhere"
-        assert [self.token_ids[start]] == output.token_ids, "drawn again differently"
-        assert not output.logprobs or output.logprobs == [self.logprobs[start]]
-        assert output.first is output.finish_reason is None
-        self.num_to_repeat -= 1
+    def _new_of(self, output: SequenceOutput) -> SequenceOutput:
+        """What is not drawn again in it."""
+        start, ids, logprobs = output.start, output.token_ids, output.logprobs
+        num = min(self.num_to_repeat, len(ids))
+        assert start == len(self.token_ids) - self.num_to_repeat, "a replay begins elsewhere"
+        assert self.token_ids[start : start + num] == ids[:num], "drawn again differently"
+        assert not logprobs or logprobs[:num] == self.logprobs[start : start + num]
+        assert output.first is None
+        assert num < len(ids) or output.finish_reason is None
+        self.num_to_repeat -= num
+        rest = None if logprobs is None else logprobs[num:]
+        return output._replace(token_ids=ids[num:], logprobs=rest, start=start + num)
 
     def cut(self, num_to_repeat: int = 0) -> list[int]:
         """Its engine is gone. Returns what the next one is told: all it had emitted but for the last ones,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculation
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.model.load import load_model
@@ -103,6 +104,7 @@ def make_rig(
     block_size: int = 8,
     max_num_seqs: int = 20,
     max_num_batched_tokens: int = 256,
+    speculation: Callable[[Scheduler], Speculation] | None = None,
 ) -> Rig:
     kv_cache = KVCache.allocate(model.config, num_blocks, block_size, model.dtype)
     for tensor in (*kv_cache.k, *kv_cache.v):
@@ -120,7 +122,8 @@ def make_rig(
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=MAX_MODEL_LEN,
     )
-    return Rig(Engine(scheduler, runner, VOCAB_SIZE))
+    drafts = None if speculation is None else speculation(scheduler)
+    return Rig(Engine(scheduler, runner, VOCAB_SIZE, speculation=drafts))
 
 
 def cut(request: SequenceRequest, answer: Answer, num_emitted: int) -> SequenceRequest:

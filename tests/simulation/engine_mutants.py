@@ -8,6 +8,7 @@ from server.engine.scheduler import ScheduledStep, Scheduler
 from server.engine.sequence_state import SequenceState
 from server.runner.batch import StepBatch, StepResult
 from server.sequence import SequenceRequest
+from tests.engine import speculation_bugs
 from tests.engine import test_planted_bugs as planted
 from tests.simulation.engine_process import Parts
 
@@ -115,4 +116,15 @@ ENGINE_MUTANTS: list[tuple[str, Parts]] = [
             ReplaysAsPrompt,
         )
     ),
+    *(
+        (bug.__name__, Parts(speculation=bug))
+        for bug in (
+            speculation_bugs.CountsWrongDrafts,
+            speculation_bugs.ForgetsAccepted,
+            speculation_bugs.DraftsWithoutSlots,
+            speculation_bugs.DraftsForGated,
+            speculation_bugs.MissesDueTables,
+        )
+    ),
+    ("ReadsOnBehindTheStop", Parts(engine=speculation_bugs.ReadsOnBehindTheStop)),
 ]

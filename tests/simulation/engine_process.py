@@ -12,11 +12,13 @@ from server.engine.engine import Engine
 from server.engine.loop import EngineLoop
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculation
 from server.engine.step_shape import StepShape
 from server.ipc.frames import EngineInfo
 from server.sequence import Death
 from tests.engine.fake_grammars import VOCAB_SIZE, FakeGrammars
 from tests.simulation.clock import Clock
+from tests.simulation.foreseeing import Foreseeing
 from tests.simulation.pipe import Connection
 from tests.simulation.sim_device import OwnDeathError, SimDevice
 from tests.simulation.sim_server import Killed, SimServer
@@ -33,6 +35,7 @@ class Parts:
     blocks: type[BlockManager] = BlockManager
     scheduler: type[Scheduler] = Scheduler
     engine: type[Engine] = Engine
+    speculation: type[Speculation] = Foreseeing
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Sizes:
     max_steps_in_flight: int
     max_mask_delay: int
     shape: StepShape | None = None
+    is_speculating: bool = False
 
 
 class EngineProcess:
@@ -84,8 +88,14 @@ class EngineProcess:
         )
         delay = sizes.max_mask_delay
         self.grammars = FakeGrammars(lambda: rng.randint(0, delay))
+        self.speculation = parts.speculation(self.scheduler, 4.0) if sizes.is_speculating else None
         self.engine = parts.engine(
-            self.scheduler, self.device, VOCAB_SIZE, grammars=self.grammars, board=board
+            self.scheduler,
+            self.device,
+            VOCAB_SIZE,
+            grammars=self.grammars,
+            board=board,
+            speculation=self.speculation,
         )
         self.server = SimServer(info_of(sizes), life, deaths)
         self._loop = EngineLoop(self.engine, self.server, lambda: clock.now_s, board)  # type: ignore[arg-type]

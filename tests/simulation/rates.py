@@ -4,7 +4,7 @@ calm but for one thing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from server.engine.step_shape import StepShape
@@ -39,7 +39,7 @@ FAULTS = (
 
 
 def draw_sizes(rng: Random) -> Sizes:
-    return Sizes(
+    sizes = Sizes(
         num_blocks=rng.randint(8, 14),
         block_size=rng.choice((2, 4, 4)),
         max_num_seqs=rng.randint(2, 5),
@@ -49,6 +49,8 @@ def draw_sizes(rng: Random) -> Sizes:
         max_mask_delay=rng.choice((0, 0, 1, 3)),
         shape=rng.choice((None, StepShape(rng.randint(1, 6), rng.randint(1, 4)))),
     )
+    has_luck = rng.random() < 0.7
+    return replace(sizes, is_speculating=has_luck and sizes.max_steps_in_flight == 1)
 
 
 def draw_rates(rng: Random) -> Rates:

@@ -71,6 +71,12 @@ class SimDevice(FakeDevice):
                     else:
                         self._doomed.add(self.rows[new.row])
 
+    def fails_behind_draft(self, row: Row) -> bool:
+        in_step = self._in_step.copy()
+        has_failed = super().fails_behind_draft(row)
+        self._in_step = in_step  # it has failed when it does so in front
+        return has_failed
+
     def failure_of(self, row: Row) -> FailureKind | None:
         params = row.params
         index = len(row.token_ids) - row.num_prompt_tokens

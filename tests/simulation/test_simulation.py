@@ -27,6 +27,8 @@ AT_LEAST = {
     "cache hits": 500_000,
     "replayed tokens": 200_000,
     "late masks": 20_000,
+    "drafts": 100_000,
+    "drafts drawn": 50_000,
     "parks": 20_000,
     "ok": 100_000,
     "failed": 5_000,

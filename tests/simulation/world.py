@@ -160,6 +160,8 @@ class World:
         self.seen["preemptions"] += stats.num_preemptions
         self.seen["cache hits"] += stats.num_cache_hits
         self.seen["replayed tokens"] += stats.num_replayed_tokens
+        self.seen["drafts"] += stats.num_draft_tokens
+        self.seen["drafts drawn"] += stats.num_accepted_tokens
         self.seen["late masks"] += engine.grammars.num_late
         self.seen["poisoned"] += engine.device.num_poisoned
 

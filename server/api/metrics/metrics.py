@@ -146,6 +146,8 @@ class Metrics(Collector):
             ("num_preemptions", "Sequences preempted for lack of blocks.", total.num_preemptions),
             ("prefix_cache_queries", "Prompt tokens looked up.", total.num_cache_queries),
             ("prefix_cache_hits", "Prompt tokens found.", total.num_cache_hits),
+            ("spec_decode_num_draft_tokens", "Tokens drafted.", total.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Of them drawn.", total.num_accepted_tokens),
         ):
             yield make.counter(f"vllm:{name}", text, value)
         text = "Tokens of a step, prompts' and generated ones."

@@ -89,7 +89,9 @@ class GpuRunner:
 
     @torch.inference_mode()
     def dispatch(self, batch: StepBatch) -> GpuStep:
-        """Queue a step."""
+        """Queue a step. Takes no drafts: the next step would need to know how many were drawn."""
+        if batch.drafts:
+            raise ValueError("A GPU takes steps ahead, and so no drafts.")
         if self._board is not None:
             self._board.tick()
         failed: dict[int, FailureKind] = {}

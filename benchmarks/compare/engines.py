@@ -68,7 +68,7 @@ class Server:
         if self.peer == "continuo":
             form = ["--quantization"] if self.form == "int8" else ["--dtype"]
             command = [sys.executable, "-m", "server", "serve", "--model", str(model)]
-            return [*command, *place, *form, self.form]
+            return [*command, *place, *form, self.form, "--prompt-lookup", "off"]
         if self.peer == "llama.cpp":
             return [
                 str(LLAMA_BIN / "llama-server"), "-m", str(model), *place,

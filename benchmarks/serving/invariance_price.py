@@ -96,7 +96,7 @@ def _engine(model: str, dtype: Any, choices: Any) -> Any:
 
     config = EngineConfig(
         model=model, dtype=dtype, max_num_seqs=64, max_model_len=MAX_MODEL_LEN, device="cpu",
-        max_num_batched_tokens=MAX_MODEL_LEN,
+        max_num_batched_tokens=MAX_MODEL_LEN, prompt_lookup="off",
     )  # fmt: skip
     with choices.in_place_of_ours():
         yield engine_of(build_runner(resolve_engine(config), [], available_cores()))

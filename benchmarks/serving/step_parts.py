@@ -83,7 +83,7 @@ def _engine(model: str) -> Any:
 
     config = EngineConfig(
         model=model, dtype="bfloat16", device="cpu", max_num_seqs=max(ROWS + STREAMS),
-        max_num_batched_tokens=512, block_size=_BLOCK_SIZE,
+        max_num_batched_tokens=512, block_size=_BLOCK_SIZE, prompt_lookup="off",
     )  # fmt: skip
     return engine_of(build_runner(resolve_engine(config), [], available_cores()))
 

@@ -20,7 +20,12 @@ def load(
     from server.runner.load import build_runner
 
     chosen: dict[str, Any] = {"quantization": "int8"} if form == "int8" else {"dtype": form}
-    config = EngineConfig(model=folder, max_num_seqs=max(8, max_streams), **chosen)
+    config = EngineConfig(
+        model=folder,
+        max_num_seqs=max(8, max_streams),
+        prompt_lookup="off",  # the same work for all: greedy text of random weights repeats itself
+        **chosen,
+    )
     engine = engine_of(build_runner(config, [], threads))
 
     def generate(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:

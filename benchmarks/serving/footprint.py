@@ -1,4 +1,4 @@
-"""What the processes of `continuo serve` take of memory, ready and after a load, and the engine's against its
+"""What the processes of `continuo serve` take of memory, ready and after a load, and the engine against its
 plan: weights, workspace and KV cache. Embedded model.
 
 The engine maps its whole KV cache at the start, and touches it as it is used; so its plan is compared with a

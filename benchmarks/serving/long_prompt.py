@@ -1,4 +1,4 @@
-"""What a long prompt does to streams that are generating: the gaps between tokens of 8 of them, while prompts of
+"""What a long prompt does to streams that are generating: the gaps between tokens of 8, while prompts of
 nearly the whole context are computed beside them, and alone. An engine in this process.
 """
 

@@ -98,7 +98,7 @@ def run(repeats: int = 21) -> Report:
     os.environ.update(child_environment())  # before torch and numba are imported
     report = Report(
         "prefix_cache",
-        f"Prefix cache: prompts of {PROMPT_TOKENS} tokens, {HIT_TOKENS} cached; {STREAMS} streams without hits",
+        f"Prompts of {PROMPT_TOKENS} tokens, {HIT_TOKENS} of them cached; {STREAMS} streams without hits",
         ("case", "median", "min", "max", "ratio"),
     )
     with tempfile.TemporaryDirectory() as name:

@@ -33,7 +33,7 @@ _PLANNED = (
 def run() -> Report:
     report = Report(
         "footprint",
-        f"MiB that each process has of its own: ready, and after {ROUNDS * STREAMS} streams of {TOKENS} tokens",
+        f"MiB that each process has: ready, and after {ROUNDS * STREAMS} streams of {TOKENS} tokens",
         ("process", "ready", "after them"),
     )
     with live_server("--max-queue-seconds", "60") as (port, _):

@@ -12,6 +12,7 @@ BENCHMARKS = {  # name: module
     "load_generator": "benchmarks.serving.load_generator",
     "host_time": "benchmarks.serving.host_time",
     "startup": "benchmarks.serving.startup",
+    "int8_error": "benchmarks.serving.int8_error",
     "decode_124m": "benchmarks.serving.decode_124m",
     "prompt_lookup": "benchmarks.serving.prompt_lookup",
     "prefix_cache": "benchmarks.serving.prefix_cache",
@@ -37,9 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and plots")
+    parser.add_argument(
+        "--text", type=Path, help="held-out text for int8_error, as of `continuo train --valid`"
+    )
     args = parser.parse_args()
     for name in args.only:
-        report = importlib.import_module(BENCHMARKS[name]).run()
+        given = (args.text,) if name == "int8_error" else ()
+        report = importlib.import_module(BENCHMARKS[name]).run(*given)
         report.print()
         report.save(args.out)
 

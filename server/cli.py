@@ -41,6 +41,8 @@ _HELP = {
     "fast that one has no time left",
     "device": "where the model runs; auto takes a GPU where there is one",
     "dtype": "of weights and KV cache",
+    "quantization": "int8 holds the matrices in half the bytes of bfloat16 and multiplies them faster, a "
+    "little less exactly; on CPUs only",
     "kv_cache_dtype": "fp8 holds twice the tokens, a little less exactly; on GPUs only",
     "gpu_memory_utilization": "share of the GPU's memory for weights, workspace and KV cache",
     "max_model_len": "longest prompt + completion, in tokens (default: the checkpoint's limit)",
@@ -62,7 +64,14 @@ _KEY_LIMITS = {
     "concurrent": "most requests open at once (default: no limit)",
 }
 _GENERATE_ENGINE_FIELDS = (
-    *("model", "model_manifest", "device", "dtype", "max_model_len"),  # it runs one sequence
+    *(
+        "model",
+        "model_manifest",
+        "device",
+        "dtype",
+        "quantization",
+        "max_model_len",
+    ),  # it runs one sequence
 )
 _SECURITY_FIELDS = (
     "api_key_file",

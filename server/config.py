@@ -16,6 +16,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KVCacheDtype = Literal["auto", "fp8"]
 PromptLookupMode = Literal["auto", "off"]
+Quantization = Literal["none", "int8"]
 CPU_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 LogFormat = Literal["text", "json"]
 
@@ -38,6 +39,7 @@ class EngineConfig:
     model_manifest: str = ""  # a file of SHA-256 digests; empty: its files are taken as they are
     device: Device = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization = "none"  # of the matrices; dtype stays that of all else
     max_model_len: int | None = None  # tokens; None: the checkpoint's context length
     max_num_seqs: int | None = None  # sequences running at once; None: by the device
     max_num_batched_tokens: int | None = None  # token rows in one step; None: by the device
@@ -54,6 +56,10 @@ class EngineConfig:
         _require(
             self.dtype in get_args(Dtype),
             f"--dtype {self.dtype!r} is not auto, bfloat16, float16 or float32.",
+        )
+        _require(
+            self.quantization in get_args(Quantization),
+            f"--quantization {self.quantization!r} is not none or int8.",
         )
         _require(
             self.max_model_len is None or self.max_model_len >= 2,

@@ -6,9 +6,10 @@ import os
 import secrets
 import sys
 from dataclasses import replace
+from typing import get_args
 
 from server.api.failures import failure_error
-from server.config import CPU_DTYPES, EngineConfig, GenerateConfig
+from server.config import CPU_DTYPES, EngineConfig, GenerateConfig, Quantization
 from server.errors import ContextLengthError, RequestError
 from server.model_files import ModelFiles
 from server.sequence import SamplingParams, SequenceRequest
@@ -52,14 +53,17 @@ def generate(engine_config: EngineConfig, config: GenerateConfig, prompt: str) -
 
 
 def warm_up() -> int:
-    """Loading a runner compiles the CPU kernels, or finds them in the cache; each dtype has its own."""
+    """Loading a runner compiles the CPU kernels, or finds them in the cache; each dtype has its own, also
+    of int8."""
     _prepare_process()
     from server.assembly import assemble
     from server.tokenizer import load_tokenizer
 
     for dtype in CPU_DTYPES:
-        config = resolve_engine(EngineConfig(device="cpu", dtype=dtype))
-        assemble(config, load_tokenizer(config.model))
+        for quantization in get_args(Quantization):
+            given = EngineConfig(device="cpu", dtype=dtype, quantization=quantization)
+            config = resolve_engine(given)
+            assemble(config, load_tokenizer(config.model))
     return 0
 
 

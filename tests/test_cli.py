@@ -94,6 +94,15 @@ def test_a_bad_value_is_a_sentence_that_names_the_flag(
     assert arguments[-2] in line
 
 
+@pytest.mark.parametrize("command", [("serve",), ("generate", "x")])
+def test_quantization_is_off_by_default(command: tuple[str, ...]) -> None:
+    parser = cli._parser(command[:1])
+    assert parser.parse_args(command).quantization == "none"
+    assert parser.parse_args([*command, "--quantization", "int8"]).quantization == "int8"
+    with pytest.raises(SystemExit):
+        parser.parse_args([*command, "--quantization", "int4"])
+
+
 def test_an_unknown_flag_is_status_2() -> None:
     result = run("serve", "--bogus")
     assert result.returncode == 2

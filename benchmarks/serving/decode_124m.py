@@ -1,7 +1,8 @@
 """Decode of a 124M-shaped GPT-2 with random weights on the CPU: Continuo against transformers.
 
-Same weights, greedy, 16 prompt tokens, batch 1 (and 8 for Continuo), bf16 and fp32, all in one interleaved
-run beside `b`, a two-thread read-sum over as many bytes as the bf16 weights have.
+Same weights, greedy, 16 prompt tokens, batch 1 (and 8 for Continuo), bf16, fp32 and Continuo's int8, all in
+one interleaved run beside `b`, two-thread read-sums over as many bytes as the weights have in bf16 and int8.
+Of an int8 step also its linears alone, as one step calls them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,23 @@ from typing import Any
 
 from benchmarks.random_gpt2 import VOCAB_SIZE, write_random_gpt2
 from benchmarks.report import Report, interleave, paired_ratio
-from server.config import EngineConfig
+from server.config import EngineConfig, Quantization
 from server.sequence import SamplingParams, SequenceRequest
 from server.startup import available_cores, child_environment
 
+RIVALS = {  # of int8 there is none here
+    "continuo bf16": "transformers bf16",
+    "transformers bf16": "transformers bf16",
+    "continuo fp32": "transformers fp32",
+    "transformers fp32": "transformers fp32",
+}
 PROMPT = list(range(100, 116))
 TOKENS = 64
 
 
-def continuo_case(folder: Path, dtype: Any, streams: int) -> Callable[[], float]:
+def continuo_case(
+    folder: Path, dtype: Any, streams: int, quantization: Quantization = "none"
+) -> Callable[[], float]:
     """Tokens/s of `streams` greedy sequences, prefill included."""
     from server.assembly import engine_of
     from server.runner.load import build_runner
@@ -32,6 +41,7 @@ def continuo_case(folder: Path, dtype: Any, streams: int) -> Callable[[], float]
     config = EngineConfig(
         model=str(folder),
         dtype=dtype,
+        quantization=quantization,
         max_num_seqs=8,
         max_model_len=256,
         prompt_lookup="off",  # greedy text of random weights repeats itself
@@ -77,6 +87,40 @@ def transformers_case(folder: Path, dtype: str) -> Callable[[], float]:
     return case
 
 
+def linears_case(folder: Path, streams: int) -> Callable[[], float]:
+    """Steps/s of nothing but the int8 linears of a step of so many rows."""
+    import numpy as np
+    import torch
+
+    from kernels.cpu import linear as linears
+    from kernels.cpu.arrays import as_array
+    from server.model.load import load_model
+
+    model = load_model(folder, torch.bfloat16, None, "int8")
+    config = model.config
+
+    def rows(width: int) -> Any:
+        return as_array(torch.randn(streams, width).bfloat16())
+
+    hidden, qkv, inner = (
+        rows(width) for width in (config.n_embd, 3 * config.n_embd, config.n_inner)
+    )
+    residual = np.zeros((streams, config.n_embd), np.float32)
+    logits = np.zeros((streams, config.vocab_size), np.float32)
+
+    def case() -> float:
+        started = time.perf_counter()
+        for layer in model._layers:
+            linears.linear(hidden, layer.c_attn, linears.NONE, qkv)
+            linears.linear(hidden, layer.attn_c_proj, linears.ADD, residual)
+            linears.linear(hidden, layer.c_fc, linears.GELU_TANH, inner)
+            linears.linear(inner, layer.mlp_c_proj, linears.ADD, residual)
+        linears.linear(hidden, model._lm_head, linears.NONE, logits)
+        return 1 / (time.perf_counter() - started)
+
+    return lambda: statistics.median(case() for _ in range(20))
+
+
 def read_case(num_bytes: int) -> Callable[[], float]:
     """Bytes/s of summing an array of `num_bytes` with all threads."""
     import torch
@@ -102,20 +146,28 @@ def run(repeats: int = 7) -> Report:
     with tempfile.TemporaryDirectory() as name:
         folder = write_random_gpt2(Path(name))
         weight_bytes = (folder / "model.safetensors").stat().st_size
+        int8_bytes = weight_bytes // 2
         cases = {
             "continuo bf16": continuo_case(folder, "bfloat16", 1),
             "transformers bf16": transformers_case(folder, "bfloat16"),
             "continuo fp32": continuo_case(folder, "float32", 1),
             "transformers fp32": transformers_case(folder, "float32"),
             "continuo bf16, 8 streams": continuo_case(folder, "bfloat16", 8),
-            "read": read_case(weight_bytes),
+            "continuo int8": continuo_case(folder, "bfloat16", 1, "int8"),
+            "continuo int8, 8 streams": continuo_case(folder, "bfloat16", 8, "int8"),
         }
-        samples = report.samples = interleave(cases, repeats)
-    for case in list(cases)[:-1]:
-        rival = f"transformers {case.split(',')[0].split()[1]}"
-        ratio = paired_ratio(samples[case], samples[rival])
+        others = {
+            "int8 linears, 1 row": linears_case(folder, 1),
+            "int8 linears, 8 rows": linears_case(folder, 8),
+            "read": read_case(weight_bytes),
+            "read int8": read_case(int8_bytes),
+        }
+        samples = report.samples = interleave({**cases, **others}, repeats)
+    for case in cases:
+        rival = RIVALS.get(case.split(",")[0], "")
         values = samples[case]
-        is_same_load = "streams" not in case
+        ratio = paired_ratio(values, samples[rival]) if rival else 0.0
+        is_same_load = bool(rival) and "streams" not in case
         shown = f"{ratio:.2f}x" if is_same_load else ""
         report.add(case, statistics.median(values), min(values), max(values), shown)
         if is_same_load:
@@ -126,8 +178,25 @@ def run(repeats: int = 7) -> Report:
     report.figures["bf16_share_of_read_bandwidth"] = share
     report.add("read, GB/s", *(f(samples["read"]) / 1e9 for f in (statistics.median, min, max)), "")
     report.add("bf16 batch 1, share of it", share, "", "", "")
-    report.plot = _plot({case: samples[case] for case in list(cases)[:-1]})
+    _add_int8(report, int8_bytes)
+    report.plot = _plot({case: samples[case] for case in cases})
     return report
+
+
+def _add_int8(report: Report, num_bytes: int) -> None:
+    samples = report.samples
+    for case, name in (("continuo int8", "step"), ("int8 linears, 1 row", "linears")):
+        share = num_bytes * paired_ratio(samples[case], samples["read int8"])
+        report.figures[f"int8_share_of_read_bandwidth_{name}"] = share
+        report.add(f"int8 batch 1, share of a read of its bytes, {name}", share, "", "", "")
+    for case in ("int8 linears, 1 row", "int8 linears, 8 rows"):
+        times = [1000 / value for value in samples[case]]
+        report.figures[f"{case}_ms"] = statistics.median(times)
+        report.add(f"{case}, ms", statistics.median(times), min(times), max(times), "")
+    for streams in ("", ", 8 streams"):
+        ratio = paired_ratio(samples[f"continuo int8{streams}"], samples[f"continuo bf16{streams}"])
+        report.figures[f"continuo int8 / bf16{streams}"] = ratio
+        report.add(f"int8 / bf16{streams}", ratio, "", "", "")
 
 
 def _plot(samples: dict[str, list[float]]) -> Any:

@@ -1,4 +1,4 @@
-"""The inner loop of matrix products on AMX: 32 of k in one instruction, one accumulator per output.
+"""The inner loop of matrix products on AMX: 64 bytes of k in one instruction, one accumulator per output.
 
     acc[r, j] = sum over chunks of k, ascending, of the chunk's sum        r < rows, j < 64
 
@@ -6,7 +6,8 @@ TDPBF16PS adds a chunk's even and odd products apart, each in ascending order, t
 nothing in it knows how many rows a tile has. A call configures the tiles for one number of rows, and
 releases them: a thread that holds tiles is switched more slowly.
 
-    w [k / 32, 4, 16, 16, 2]: for each chunk four tiles of 16 columns, each of 1 KiB, pairs of k together
+    bf16   w [k / 32, 4, 16, 16, 2]: in each chunk four tiles of 16 columns, of 1 KiB; pairs of k together
+    int8   w [k / 64, 4, 16, 16, 4]: quads of k together; x uint8, acc int32 (TDPBUSD), exact in any order
 
 Tiles 0 to 3 accumulate, 4 and 5 hold x, 6 and 7 hold w. Against oneDNN's prepacked linears and our dot
 product on one Emerald Rapids core, as in `linear` (us, best of many on a busy machine):
@@ -25,11 +26,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from kernels.cpu.kinds import CAN_COMPILE_AMX
+from kernels.cpu.kinds import CAN_COMPILE_AMX, CAN_COMPILE_INT8_AMX
 
 MAX_TILE_ROWS = 16
-CHUNK = 32  # of k
-_ROW_BYTES = 64  # of every tile: 32 bf16 or 16 fp32
+CHUNK_BYTES = 64  # of k: 32 bf16 or 64 int8
+_ROW_BYTES = 64  # of every tile: a chunk of x, or 16 fp32 or int32
 _TILE_BYTES = 1024
 _W_CHUNK_BYTES = 4 * _TILE_BYTES
 _ACC_ROW_BYTES = 4 * _ROW_BYTES
@@ -55,8 +56,11 @@ def _store(builder: ir.IRBuilder, tile: int, at: ir.Value) -> None:
     _call(builder, "tilestored64", _I8(tile), pointer, _I64(_ACC_ROW_BYTES))
 
 
-def _multiply(builder: ir.IRBuilder, acc: int, x: int, w: int) -> None:
-    _call(builder, "tdpbf16ps", _I8(acc), _I8(x), _I8(w))
+_PRODUCTS = {types.uint16: "tdpbf16ps", types.uint8: "tdpbusd"}  # by the elements of x
+
+
+def _can_compile(elements: Any) -> bool:
+    return CAN_COMPILE_INT8_AMX if elements == types.uint8 else CAN_COMPILE_AMX
 
 
 def _zero(builder: ir.IRBuilder) -> None:
@@ -98,7 +102,7 @@ def _type_release(typing: Any) -> Any:
     return types.void(), codegen
 
 
-def _multiply_one(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
+def _multiply_one(builder: ir.IRBuilder, product: str, args: list[ir.Value]) -> None:
     """Four tiles of columns at once: a few rows stream w, and read it once."""
     x, x_stride, w, acc, chunks = args
     _zero(builder)
@@ -106,12 +110,12 @@ def _multiply_one(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
         chunk = builder.add(w, builder.mul(loop.index, _I64(_W_CHUNK_BYTES)))
         _load(builder, _X[0], builder.add(x, builder.mul(loop.index, _I64(_ROW_BYTES))), x_stride)
         for column in range(4):
-            _multiply(builder, column, _X[0], _load_w(builder, column, chunk))
+            _call(builder, product, _I8(column), _I8(_X[0]), _I8(_load_w(builder, column, chunk)))
     for column in range(4):
         _store(builder, column, builder.add(acc, _I64(column * _ROW_BYTES)))
 
 
-def _multiply_two(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
+def _multiply_two(builder: ir.IRBuilder, product: str, args: list[ir.Value]) -> None:
     """Two tiles of rows by two of columns, then the other two columns: a load for each product."""
     x_0, x_1, x_stride, w, acc, chunks = args
     for half in range(2):
@@ -121,37 +125,40 @@ def _multiply_two(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
             chunk = builder.add(w, builder.mul(loop.index, _I64(_W_CHUNK_BYTES)))
             left = _load_w(builder, 2 * half, chunk)
             _load(builder, _X[0], builder.add(x_0, along), x_stride)
-            _multiply(builder, 0, _X[0], left)
+            _call(builder, product, _I8(0), _I8(_X[0]), _I8(left))
             right = _load_w(builder, 2 * half + 1, chunk)
-            _multiply(builder, 1, _X[0], right)
+            _call(builder, product, _I8(1), _I8(_X[0]), _I8(right))
             _load(builder, _X[1], builder.add(x_1, along), x_stride)
-            _multiply(builder, 2, _X[1], left)
-            _multiply(builder, 3, _X[1], right)
+            _call(builder, product, _I8(2), _I8(_X[1]), _I8(left))
+            _call(builder, product, _I8(3), _I8(_X[1]), _I8(right))
         for tile in range(4):
             row, column = tile // 2 * MAX_TILE_ROWS, 2 * half + tile % 2
             at = row * _ACC_ROW_BYTES + column * _ROW_BYTES
             _store(builder, tile, builder.add(acc, _I64(at)))
 
 
-def _type_one(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, chunks: Any) -> Any:
+def _type_one(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, chunks: Any, rows: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
-        if CAN_COMPILE_AMX:
-            _multiply_one(builder, args)
+        if _can_compile(rows.dtype):
+            _multiply_one(builder, _PRODUCTS[rows.dtype], args[:5])
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 5), codegen
+    return types.void(*[types.intp] * 5, rows), codegen
 
 
-def _type_two(typing: Any, x_0: Any, x_1: Any, x_stride: Any, w: Any, acc: Any, chunks: Any) -> Any:
+def _type_two(
+    typing: Any, x_0: Any, x_1: Any, x_stride: Any, w: Any, acc: Any, chunks: Any, rows: Any
+) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
-        if CAN_COMPILE_AMX:
-            _multiply_two(builder, args)
+        if _can_compile(rows.dtype):
+            _multiply_two(builder, _PRODUCTS[rows.dtype], args[:6])
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), codegen
+    return types.void(*[types.intp] * 6, rows), codegen
 
 
-# Addresses and strides in bytes. `acc` has rows of 64 fp32; the second tile's begin with row 16.
+# Addresses and strides in bytes. The last argument is the array of x: its elements choose the instruction.
+# `acc` has rows of 64 fp32; the second tile's begin with row 16.
 configure_tiles: Any = intrinsic(_type_configure)
 release_tiles: Any = intrinsic(_type_release)
 multiply_one: Any = intrinsic(_type_one)

@@ -1,6 +1,7 @@
 """Which instructions multiply matrices in this process. Knows no array; imported before any kernel.
 
 Equal bytes hold within a kind: each has an order of additions of its own, the same for any number of rows.
+Integers are exact in any order: all kinds of int8 give the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class Kind(IntEnum):
     BF16 = 1  # widened, then FMA: any CPU
     BF16_DOT = 2  # AVX512_BF16, pairs of k
     BF16_AMX = 3  # AMX_BF16, 32 of k at once
+    INT8 = 4  # widened, then multiplied: any CPU
+    INT8_DOT = 5  # AVX512_VNNI or AVX_VNNI, quads of k
+    INT8_AMX = 6  # AMX_INT8, 64 of k at once
 
 
 def host_features() -> frozenset[str]:
@@ -32,10 +36,17 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+def can_compile_int8_dot(features: frozenset[str]) -> bool:
+    """For the vectors of the host's register tile: of 512 bits, or of 256."""
+    return {"avx512f", "avx512vnni"} <= features if "avx512f" in features else "avxvnni" in features
+
+
 # What can be compiled here; whether it may also run, the operating system says. numba's cache on disk
 # knows the CPU, not the permission: its code holds AMX either way, behind a kind that is never chosen.
 CAN_COMPILE_DOT = {"avx512f", "avx512bf16"} <= host_features()
 CAN_COMPILE_AMX = {"avx512f", "amx-tile", "amx-bf16"} <= host_features()
+CAN_COMPILE_INT8_DOT = can_compile_int8_dot(host_features())
+CAN_COMPILE_INT8_AMX = CAN_COMPILE_AMX and "amx-int8" in host_features()
 
 
 def request_amx() -> bool:
@@ -57,4 +68,12 @@ def bf16_kinds(has_amx: bool, has_dot: bool) -> tuple[Kind, ...]:
     return (*amx, Kind.BF16_DOT, Kind.BF16) if has_dot else (*amx, Kind.BF16)
 
 
-BF16_KINDS = bf16_kinds(request_amx(), CAN_COMPILE_DOT)
+def int8_kinds(has_amx: bool, has_dot: bool) -> tuple[Kind, ...]:
+    """The kinds of int8 that may run, the fastest first. They give the same bits."""
+    amx = (Kind.INT8_AMX,) if has_amx else ()
+    return (*amx, Kind.INT8_DOT, Kind.INT8) if has_dot else (*amx, Kind.INT8)
+
+
+_HAS_AMX = request_amx()
+BF16_KINDS = bf16_kinds(_HAS_AMX, CAN_COMPILE_DOT)
+INT8_KINDS = int8_kinds(_HAS_AMX and CAN_COMPILE_INT8_AMX, CAN_COMPILE_INT8_DOT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.cpu import linear, logprobs, paged_attention, prefill_attention, sampler
+from kernels.cpu import int8_linear, linear, logprobs, paged_attention, prefill_attention, sampler
 from kernels.cpu.arrays import as_array
 from kernels.cpu.embedding import embed
 from kernels.cpu.kv_write import write_kv
@@ -16,9 +16,14 @@ from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 _WIDTH = 8
 
 
-def warm_up(dtype: torch.dtype) -> None:
-    """Runs each kernel once on one row of zeros, on one thread and in its parallel form."""
+def warm_up(dtype: torch.dtype, quantization: str = "none") -> None:
+    """Runs each kernel once on one row of zeros, on one thread and in its parallel form. Of the linears
+    those that a model of this `quantization` calls, "none" or "int8"."""
     _warm_up_model(dtype)
+    if quantization == "int8":
+        _warm_up_int8(dtype)
+    else:
+        _warm_up_linears(dtype)
     _warm_up_sampling()
 
 
@@ -34,12 +39,6 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     embed(ids, ids, hidden, hidden, fp32)
     layer_norm(fp32, fp32[0], fp32[0], one, hidden)
     write_kv(qkv, k, v, ids)
-    for weight in (torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t()):
-        packed = linear.pack_linear(weight, None, dtype)
-    for out in (hidden, fp32):
-        arguments = hidden, packed.weight, packed.kind.value, packed.bias, linear.NONE, out
-        linear._linear_panels(*arguments, 0, 1)
-        linear._linear_threads(*arguments, 1)
     decode = qkv, k, v, lens, index, tables, one, hidden
     paged_attention._attend_share(*decode, 0, 1)
     paged_attention._attend_threads(*decode, 1)
@@ -47,6 +46,25 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     prefill_attention._count_tasks(borders, 1)
     prefill_attention._attend_task(*prefill, 0)
     prefill_attention._attend_threads(*prefill, 1)
+
+
+def _warm_up_linears(dtype: torch.dtype) -> None:
+    for weight in (torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t()):
+        packed = linear.pack_linear(weight, None, dtype)
+    x, fp32 = (as_array(torch.zeros(1, _WIDTH, dtype=each)) for each in (dtype, torch.float32))
+    for out in (x, fp32):
+        arguments = x, packed.weight, packed.kind.value, packed.bias, linear.NONE, out
+        linear._linear_panels(*arguments, 0, 1)
+        linear._linear_threads(*arguments, 1)
+
+
+def _warm_up_int8(dtype: torch.dtype) -> None:
+    packed = int8_linear.pack_int8(torch.zeros(_WIDTH, _WIDTH), None)
+    x, fp32 = (as_array(torch.zeros(1, _WIDTH, dtype=each)) for each in (dtype, torch.float32))
+    for out in (x, fp32):
+        arguments = int8_linear.kernel_arguments(x, packed, linear.NONE, out)
+        int8_linear._linear_alone(*arguments)
+        int8_linear._linear_threads(*arguments, 1)
 
 
 def _warm_up_sampling() -> None:

@@ -16,16 +16,19 @@ from torch import Tensor
 from kernels.cpu import linear as linears
 from kernels.cpu.arrays import Array, as_array
 from kernels.cpu.embedding import embed
+from kernels.cpu.int8_linear import PackedInt8, pack_int8
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
 from kernels.cpu.linear import PackedLinear, linear, pack_linear
 from kernels.cpu.paged_attention import paged_attention
 from kernels.cpu.prefill_attention import prefill_attention
+from server.config import Quantization
 from server.model.checkpoint import GPTWeights, LayerNormWeights, LinearWeights
 from server.model.config import GPTConfig
 from server.model.inputs import StepInputs
 from server.model.kv_cache import KVCache
 
+_Packed = PackedLinear | PackedInt8
 _ACTIVATIONS = {"gelu_tanh": linears.GELU_TANH, "gelu_erf": linears.GELU_ERF}
 
 
@@ -38,33 +41,45 @@ class _Norm:
 @dataclass(frozen=True, slots=True)
 class _Layer:
     ln_1: _Norm
-    c_attn: PackedLinear
-    attn_c_proj: PackedLinear
+    c_attn: _Packed
+    attn_c_proj: _Packed
     ln_2: _Norm
-    c_fc: PackedLinear
-    mlp_c_proj: PackedLinear
+    c_fc: _Packed
+    mlp_c_proj: _Packed
     attention_scale: np.float32
 
 
 class GPT:
     """A GPT in one compute dtype, float32 or bfloat16. The residual stream and the logits are fp32.
 
-    Weights and activations that enter a matrix product, and the KV cache, have the compute dtype.
+    Weights and activations that enter a matrix product, and the KV cache, have the compute dtype. With
+    int8 quantization matrix products take both as int8, each row of activations with its own scale.
     """
 
-    def __init__(self, config: GPTConfig, weights: GPTWeights, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        weights: GPTWeights,
+        dtype: torch.dtype,
+        quantization: Quantization = "none",
+    ) -> None:
         def norm(part: LayerNormWeights) -> _Norm:
             return _Norm(as_array(part.weight.float()), as_array(part.bias.float()))
 
-        def packed(part: LinearWeights) -> PackedLinear:
-            return pack_linear(part.weight, part.bias, dtype)
+        def pack(weight: Tensor, bias: Tensor | None) -> _Packed:
+            if quantization == "int8":
+                return pack_int8(weight, bias)
+            return pack_linear(weight, bias, dtype)
+
+        def packed(part: LinearWeights) -> _Packed:
+            return pack(part.weight, part.bias)
 
         self.config = config
         self.dtype = dtype
         self._wte = as_array(weights.wte.to(dtype))
         self._wpe = as_array(weights.wpe.to(dtype))
         self._ln_f = norm(weights.ln_f)
-        self._lm_head = pack_linear(weights.lm_head, None, dtype)
+        self._lm_head = pack(weights.lm_head, None)
         self._layers = [
             _Layer(
                 norm(layer.ln_1), packed(layer.c_attn), packed(layer.attn_c_proj),

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from kernels.cpu.int8_linear import MAX_N_IN
 from kernels.cpu.kinds import BF16_KINDS, Kind
 from kernels.cpu.threads import set_threads
 from kernels.cpu.warm_up import warm_up
@@ -91,6 +92,7 @@ def resolve(
     lines = [
         f"device {device}{why_device}",
         f"dtype {dtype}{why_dtype}",
+        *_quantization_lines(config, gpt_config),
         f"max_model_len {max_model_len} tokens, {why}",
     ]
     resolved = replace(config, device=device, dtype=dtype, max_model_len=max_model_len)
@@ -100,6 +102,12 @@ def resolve(
 def _device(config: EngineConfig, has_gpu: bool) -> tuple[Literal["cpu", "cuda"], str]:
     if config.kv_cache_dtype == "fp8" and (config.device == "cpu" or not has_gpu):
         raise ConfigError("--kv-cache-dtype fp8 is for GPUs; leave it out on a CPU.")
+    is_on_gpu = config.device == "cuda" or (config.device == "auto" and has_gpu)
+    if config.quantization != "none" and is_on_gpu:
+        raise ConfigError(
+            f"--quantization {config.quantization} does not run on a GPU yet: use --device cpu, or leave "
+            "it out."
+        )
     if config.device == "cpu":
         return "cpu", ""
     if config.device == "cuda":
@@ -126,6 +134,20 @@ def _dtype(
     if bf16_kind != Kind.BF16:
         return "bfloat16", ": this CPU multiplies it directly, in half the bytes of float32"
     return "float32", ": this CPU has no bfloat16 dot product"
+
+
+def _quantization_lines(config: EngineConfig, gpt_config: GPTConfig) -> list[str]:
+    if config.quantization == "none":
+        return []
+    widest = max(gpt_config.n_embd, gpt_config.n_inner)
+    if widest > MAX_N_IN:
+        raise ConfigError(
+            f"--quantization {config.quantization}: sums of 32 bits hold {MAX_N_IN} products, and this "
+            f"model's widest matrix has {widest}. Leave it out."
+        )
+    return [
+        f"quantization {config.quantization}: of matrices, a scale for each output and each row"
+    ]
 
 
 def _limits(config: EngineConfig, device: str, max_model_len: int) -> Limits:
@@ -174,8 +196,10 @@ def _build_cpu_runner(
     plan = plan_memory(config, gpt_config, dtype, limits, available_bytes(), num_threads)
     checkpoint = Checkpoint(files, gpt_config)  # first: a bad file is refused before it is hashed
     with ThreadPoolExecutor(1) as pool:  # hashing the weights takes as long as reading them
-        fingerprint = pool.submit(system_fingerprint, files, config.dtype, never_sampled_ids)
-        model = GPT(gpt_config, checkpoint.weights(), dtype)
+        fingerprint = pool.submit(
+            system_fingerprint, files, f"{config.dtype} {config.quantization}", never_sampled_ids
+        )
+        model = GPT(gpt_config, checkpoint.weights(), dtype, config.quantization)
         kv_cache = KVCache.allocate(gpt_config, plan.num_blocks, config.block_size, dtype)
         runner = CpuRunner(
             model,
@@ -185,7 +209,7 @@ def _build_cpu_runner(
             never_sampled_ids=never_sampled_ids,
             board=board,
         )
-        warm_up(dtype)
+        warm_up(dtype, config.quantization)
     files.check_unchanged()
     lines.append(f"threads {num_threads}")
     if plan.is_capped:

@@ -69,8 +69,9 @@ def plan_memory(
     num_threads: int,
 ) -> MemoryPlan:
     """Blocks for max_num_seqs full contexts, or kv_cache_gib. Raises ConfigError when short."""
-    weights = weights_bytes(gpt_config, dtype)
-    workspace_parts = _workspace(gpt_config, dtype, limits, num_threads)
+    is_int8 = config.quantization == "int8"
+    weights = weights_bytes(gpt_config, dtype, is_int8=is_int8)
+    workspace_parts = _workspace(gpt_config, dtype, limits, num_threads, is_int8=is_int8)
     workspace = total_bytes(workspace_parts)
     block_bytes = KVCache.bytes_per_block(gpt_config, config.block_size, dtype)
     blocks_per_seq = limits.blocks_per_seq
@@ -80,7 +81,7 @@ def plan_memory(
             f"Too little memory: {shown(available)} are available, but the weights take "
             f"{shown(weights)}, a step {shown(workspace)} and the KV cache of one sequence of "
             f"{limits.max_model_len} tokens {shown(blocks_per_seq * block_bytes)}. Free some memory, raise "
-            f"the container's limit, or lower --max-model-len{_dtype_advice(dtype)}."
+            f"the container's limit, or lower --max-model-len{_advice(dtype, is_int8=is_int8)}."
         )
     wanted = limits.max_num_seqs * blocks_per_seq
     if config.kv_cache_gib is None:
@@ -115,27 +116,36 @@ def _asked_blocks(kv_cache_gib: float, block_bytes: int, blocks_per_seq: int, le
     return asked // block_bytes
 
 
-def _dtype_advice(dtype: torch.dtype) -> str:
-    return ", or try --dtype bfloat16" if dtype == torch.float32 else ""
+def _advice(dtype: torch.dtype, *, is_int8: bool) -> str:
+    if dtype == torch.float32:
+        return ", or try --dtype bfloat16"
+    return "" if is_int8 else ", or try --quantization int8"
 
 
-def weights_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
+def weights_bytes(config: GPTConfig, dtype: torch.dtype, *, is_int8: bool = False) -> int:
     """What the model holds: embeddings, and packed linears; a tied head is packed beside wte."""
     n, inner = config.n_embd, config.n_inner
     embeddings = (config.vocab_size + config.n_positions) * n
     head = config.vocab_size * n
     linears = config.n_layer * (4 * n * n + 2 * n * inner)
     vectors = config.n_layer * (9 * n + inner) + 2 * n  # biases and LayerNorms, in fp32
-    return (embeddings + head + linears) * dtype.itemsize + vectors * 4
+    if not is_int8:
+        return (embeddings + head + linears) * dtype.itemsize + vectors * 4
+    outputs = (
+        config.n_layer * (5 * n + inner) + config.vocab_size
+    )  # each with a scale and an offset
+    return embeddings * dtype.itemsize + head + linears + (vectors + 2 * outputs) * 4
 
 
 def _workspace(
-    config: GPTConfig, dtype: torch.dtype, limits: Limits, num_threads: int
+    config: GPTConfig, dtype: torch.dtype, limits: Limits, num_threads: int, *, is_int8: bool
 ) -> tuple[Part, ...]:
     """Of the largest step: every row with a mask, every token a prompt's with MAX_TOP logprobs."""
     vocab_size, num_tokens = config.vocab_size, limits.max_num_batched_tokens
     # fp32 residual; hidden, qkv (3) and the MLP's inner rows in the compute dtype
     activations = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
+    if is_int8:  # the widest rows as bytes, each with its scale, while a linear runs
+        activations += max(config.n_embd, config.n_inner) + 4
     logprobs = 2 * 8 * (1 + MAX_TOP)  # ids and values, as arrays and packed
     row = 4 * (limits.max_model_len + limits.blocks_per_seq) + 4 * mask_words(vocab_size)
     return (

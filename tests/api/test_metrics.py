@@ -235,6 +235,7 @@ def test_the_cache_and_the_build_are_told_in_labels(client: httpx.Client) -> Non
     )
     ((_, build),) = page["continuo:build_info"].samples
     assert dict(build)["system_fingerprint"] == "fp_fake"
+    assert dict(build)["quantization"] == "none"
 
 
 def test_a_sequence_is_counted_as_often_as_it_says(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.config import Quantization
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
 from server.model.load import load_model
@@ -92,10 +93,18 @@ def test_greedy_text_equals_transformers(tmp_path: Path, shape: str) -> None:
     assert ids == expected
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+NUMBERS: dict[str, tuple[torch.dtype, Quantization]] = {
+    "fp32": (torch.float32, "none"),
+    "bf16": (torch.bfloat16, "none"),
+    "int8": (torch.bfloat16, "int8"),
+}
+
+
+@pytest.fixture(params=NUMBERS)
 def gpt(tmp_path: Path, request: pytest.FixtureRequest) -> GPT:
+    dtype, quantization = NUMBERS[request.param]
     write_transformers(tmp_path, n_positions=128, **SHAPES["plain"])
-    return load_model(tmp_path, request.param)
+    return load_model(tmp_path, dtype, None, quantization)
 
 
 def solo(gpt: GPT, ids: list[int], num_prompt: int) -> Tensor:
@@ -131,11 +140,14 @@ def test_a_replay_in_one_forward_repeats_every_bit(gpt: GPT) -> None:
     assert torch.equal(replayed, solo(gpt, ids, 20)[20:])
 
 
-def test_bf16_is_near_fp32(tmp_path: Path) -> None:
-    write_transformers(tmp_path, n_positions=128, **SHAPES["plain"])
+@pytest.mark.parametrize("numbers", ["bf16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_less_exact_numbers_are_near_fp32(tmp_path: Path, shape: str, numbers: str) -> None:
+    write_transformers(tmp_path, n_positions=128, **SHAPES[shape])
     ids = list(range(60))
     exact, rounded = (
-        solo(load_model(tmp_path, dtype), ids, 50) for dtype in (torch.float32, torch.bfloat16)
+        solo(load_model(tmp_path, dtype, None, quantization), ids, 50)
+        for dtype, quantization in (NUMBERS["fp32"], NUMBERS[numbers])
     )
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from server.config import Quantization
 from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.prefix_cache import PrefixCache
@@ -93,8 +94,8 @@ def unpacked(chunk: PromptLogprobs) -> list[TokenLogprobs]:
     ]
 
 
-def load_tiny(directory: Path, dtype: torch.dtype) -> GPT:
-    return load_model(directory, dtype)
+def load_tiny(directory: Path, dtype: torch.dtype, quantization: Quantization = "none") -> GPT:
+    return load_model(directory, dtype, None, quantization)
 
 
 def make_rig(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numba
 import pytest
 import torch
 
 from kernels.cpu.kinds import Kind
-from server.config import EngineConfig, Limits
+from server.config import EngineConfig, Limits, Quantization
 from server.errors import ConfigError
 from server.model.config import read_config
 from server.runner.load import build_runner, resolve
@@ -68,6 +69,7 @@ def test_sizes_follow_what_was_given(
         ({"device": "cuda"}, "torch sees no GPU here"),
         ({"dtype": "float16"}, "float16 is for GPUs"),
         ({"kv_cache_dtype": "fp8"}, "fp8 is for GPUs"),
+        ({"quantization": "int4"}, "'int4' is not none or int8"),
         ({"max_num_seqs": 9, "max_num_batched_tokens": 8}, "gets its token in each step"),
     ],
 )
@@ -76,6 +78,43 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         resolve(EngineConfig(**config), read_config(tiny_model_dir), has_gpu=False)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_int8_is_not_for_gpus_yet(tiny_model_dir: Path, device: Any) -> None:
+    gpt_config = read_config(tiny_model_dir)
+    config = EngineConfig(device=device, quantization="int8")
+    with pytest.raises(ConfigError, match="--quantization int8 does not run on a GPU yet"):
+        resolve(config, gpt_config, has_gpu=True)
+    on_cpu = resolve(EngineConfig(device="cpu", quantization="int8"), gpt_config, has_gpu=True)
+    assert on_cpu.config.quantization == "int8"
+    assert any(line.startswith("quantization int8") for line in on_cpu.lines)
+    assert resolve(EngineConfig(quantization="int8"), gpt_config, has_gpu=False)
+
+
+def test_int8_sums_of_too_many_products_are_refused(tiny_model_dir: Path) -> None:
+    gpt_config = replace(read_config(tiny_model_dir), n_inner=1 << 18)
+    with pytest.raises(
+        ConfigError, match="133120 products, and this model's widest matrix has 262144"
+    ):
+        resolve(EngineConfig(quantization="int8"), gpt_config, has_gpu=False)
+    assert resolve(EngineConfig(), gpt_config, has_gpu=False)
+
+
+def test_int8_has_a_fingerprint_of_its_own_and_half_the_weights(tiny_model_dir: Path) -> None:
+    num_threads, torch_threads = numba.get_num_threads(), torch.get_num_threads()
+    found = []
+    try:
+        for quantization in get_args(Quantization):
+            config = EngineConfig(
+                model=str(tiny_model_dir), max_model_len=64, quantization=quantization
+            )
+            found.append(build_runner(config, NEVER_SAMPLED, num_threads))
+    finally:
+        torch.set_num_threads(torch_threads)
+    assert found[0].system_fingerprint != found[1].system_fingerprint
+    weights = [{part.name: part.max_bytes for part in each.parts}["weights"] for each in found]
+    assert weights[1] < weights[0]
 
 
 def test_build_runner_gives_a_warm_runner(tiny_model_dir: Path) -> None:

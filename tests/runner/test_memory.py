@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.cpu.int8_linear import pack_int8
 from server.budget import shown
 from server.config import EngineConfig, Limits
 from server.errors import ConfigError
@@ -35,6 +36,27 @@ def plan(
 def test_weights_are_counted_as_packed() -> None:
     """124,439,808 parameters; the tied head is packed once more."""
     assert weights_bytes(GPT2, torch.float32) == 4 * (124_439_808 + 50257 * 768)
+
+
+def test_int8_weights_are_counted_as_packed() -> None:
+    """A byte for each weight of a matrix, and a scale and an offset for each output, of which there are a
+    bias's, and 50,257; embeddings stay."""
+    embeddings, linears = (50257 + 1024) * 768, 12 * 12 * 768 * 768
+    outputs = 12 * 9 * 768 + 50257
+    vectors = 124_439_808 - embeddings - linears
+    expected = 2 * embeddings + linears + 50257 * 768 + 4 * vectors + 8 * outputs
+    assert weights_bytes(GPT2, BF16, is_int8=True) == expected
+    bf16 = weights_bytes(GPT2, BF16)
+    assert bf16 - expected == linears + 50257 * 768 - 8 * outputs
+    assert plan(quantization="int8").weights_bytes == expected
+    more = plan(quantization="int8").workspace_bytes - plan().workspace_bytes
+    assert more == 512 * (3072 + 4), "a step's widest rows as bytes"
+
+
+def test_the_arrays_of_an_int8_linear_are_what_is_counted() -> None:
+    packed = pack_int8(torch.ones(128, 256), torch.ones(128))
+    arrays = packed.weight, packed.offsets, packed.scales, packed.bias
+    assert sum(array.nbytes for array in arrays) == 128 * 256 + 128 * 3 * 4
 
 
 def test_the_workspace_counts_what_the_largest_step_takes() -> None:
@@ -69,8 +91,10 @@ def test_one_full_sequence_always_fits_or_it_is_an_error() -> None:
 def test_float32_is_told_of_bfloat16() -> None:
     with pytest.raises(ConfigError, match="--dtype bfloat16"):
         plan(GIB // 2, torch.float32)
-    with pytest.raises(ConfigError, match=r"--max-model-len\.$"):
+    with pytest.raises(ConfigError, match=r"--max-model-len, or try --quantization int8\.$"):
         plan(GIB // 8)
+    with pytest.raises(ConfigError, match=r"--max-model-len\.$"):
+        plan(GIB // 8, quantization="int8")
 
 
 def test_an_asked_size_is_taken_or_refused() -> None:

@@ -29,9 +29,9 @@ from tests.runner.rig import NEVER_SAMPLED, load_tiny
 PARAMS: dict[str, Any] = {"logprobs": 2, "prompt_logprobs": 1, "top_k": 40}
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path) -> GPT:
-    return load_tiny(tiny_model_dir, torch.float32)
+@pytest.fixture(scope="module", params=["none", "int8"])
+def model(tiny_model_dir: Path, request: pytest.FixtureRequest) -> GPT:
+    return load_tiny(tiny_model_dir, torch.float32, request.param)
 
 
 def make(model: GPT) -> CpuRunner:

@@ -9,8 +9,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from kernels.cpu.kinds import BF16_KINDS, Kind
+from kernels.cpu.int8_linear import pack_int8
+from kernels.cpu.kinds import BF16_KINDS, INT8_KINDS, Kind
 from kernels.cpu.linear import pack_linear
+from server.config import Quantization
 from server.model import gpt
 from server.model.gpt import GPT
 from server.sequence import SequenceRequest
@@ -32,17 +34,22 @@ PARAMS = (
 )
 
 
-MODELS = {
-    "float32": (torch.float32, BF16_KINDS),
-    **{kind.name: (torch.bfloat16, (kind, Kind.BF16)) for kind in BF16_KINDS},
+MODELS: dict[str, tuple[torch.dtype, Quantization, tuple[Kind, ...]]] = {
+    "float32": (torch.float32, "none", BF16_KINDS),
+    **{kind.name: (torch.bfloat16, "none", (kind, Kind.BF16)) for kind in BF16_KINDS},
+    **{kind.name: (torch.bfloat16, "int8", (kind,)) for kind in INT8_KINDS},
+    "INT8 of float32": (torch.float32, "int8", INT8_KINDS),
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> GPT:
-    dtype, kinds = MODELS[request.param]
-    with patch.object(gpt, "pack_linear", partial(pack_linear, kinds=kinds)):
-        return load_tiny(tiny_model_dir, dtype)
+    dtype, quantization, kinds = MODELS[request.param]
+    name, pack = (
+        ("pack_linear", pack_linear) if quantization == "none" else ("pack_int8", pack_int8)
+    )
+    with patch.object(gpt, name, partial(pack, kinds=kinds)):
+        return load_tiny(tiny_model_dir, dtype, quantization)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +185,25 @@ def test_blocks_of_another_size(
     assert make_rig(model, block_size=32, num_blocks=100).run(requests) == alone
 
 
-def test_the_two_dtypes_really_differ(tiny_model_dir: Path) -> None:
+def test_the_numbers_really_differ(tiny_model_dir: Path) -> None:
     answers = [
-        make_rig(load_tiny(tiny_model_dir, dtype)).run_alone(make_request(1, logprobs=0))
-        for dtype in (torch.float32, torch.bfloat16)
+        make_rig(load_tiny(tiny_model_dir, *numbers)).run_alone(make_request(1, logprobs=0))
+        for numbers in (
+            (torch.float32, "none"),
+            (torch.bfloat16, "none"),
+            (torch.float32, "int8"),
+            (torch.bfloat16, "int8"),
+        )
     ]
-    assert answers[0].logprobs != answers[1].logprobs
+    assert len({repr(answer.logprobs) for answer in answers}) == len(answers)
+
+
+def test_every_kind_of_int8_gives_the_same(
+    tiny_model_dir: Path, requests: list[SequenceRequest]
+) -> None:
+    answers = []
+    for kind in INT8_KINDS:
+        with patch.object(gpt, "pack_int8", partial(pack_int8, kinds=(kind,))):
+            model = load_tiny(tiny_model_dir, torch.bfloat16, "int8")
+        answers.append(make_rig(model).run(requests))
+    assert all(answer == answers[0] for answer in answers)

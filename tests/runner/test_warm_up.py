@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numba
 import pytest
 import torch
 
 from kernels.cpu import (
+    int8_linear,
     linear,
     logprobs,
     paged_attention,
@@ -17,11 +19,19 @@ from kernels.cpu import (
     step_inputs,
 )
 from server.assembly import engine_of
-from server.config import EngineConfig
+from server.config import EngineConfig, Quantization
 from server.runner.load import build_runner
 from server.sequence import SamplingParams, SequenceRequest
 
-MODULES = (linear, paged_attention, prefill_attention, sampler, logprobs, step_inputs)
+MODULES = (
+    linear,
+    int8_linear,
+    paged_attention,
+    prefill_attention,
+    sampler,
+    logprobs,
+    step_inputs,
+)
 
 
 def _signatures() -> dict[str, int]:
@@ -33,16 +43,20 @@ def _signatures() -> dict[str, int]:
     }
 
 
+@pytest.mark.parametrize("quantization", get_args(Quantization))
 def test_no_kernel_is_compiled_after_the_start(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, quantization: Quantization
 ) -> None:
-    config = EngineConfig(model=str(tiny_model_dir), max_model_len=1024, max_num_seqs=8)
+    config = EngineConfig(
+        model=str(tiny_model_dir), max_model_len=1024, max_num_seqs=8, quantization=quantization
+    )
     torch_threads = torch.get_num_threads()
     try:
         loaded = build_runner(config, [], max(2, numba.get_num_threads()))
         before = _signatures()
         # thresholds of work that the tiny model would reach only with very long contexts
         monkeypatch.setattr(linear, "_PARALLEL_MACS", 1 << 10)
+        monkeypatch.setattr(int8_linear, "_PARALLEL_MACS", 1 << 10)
         monkeypatch.setattr(paged_attention, "_PARALLEL_ELEMENTS", 1 << 10)
         for module in (sampler, logprobs):
             monkeypatch.setattr(module, "IDS_PER_WORKER", 1)

@@ -201,6 +201,7 @@ class Metrics(Collector):
             "system_fingerprint": info.system_fingerprint,
             "device": info.device,
             "dtype": info.dtype,
+            "quantization": config.quantization,
         }
         yield self._families.info("continuo:build_info", "What computes the answers.", build)
         text = "Tensors of the checkpoint that hold a NaN or an infinity."

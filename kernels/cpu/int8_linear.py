@@ -1,0 +1,213 @@
+"""Linear layers on int8 weights and int8 rows: exact sums of integers, so the same bits on every CPU.
+
+    packed INT8, INT8_DOT   [panels, k / 4, PANEL, 4]
+    packed INT8_AMX         [panels, k / 64, 4, 16, PANEL / 4, 4]
+
+Weights have a scale for each output, rows of x one for each row, found anew in every call (quantize.py):
+a scale for all of x would let a row's neighbours into it. k is filled up with weights that are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from kernels.cpu.amx_panels import amx_panels
+from kernels.cpu.arrays import Array, as_array, huge_empty
+from kernels.cpu.compiled import kernel
+from kernels.cpu.int8_tile import QUAD, make_int8_tile
+from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, INT8_KINDS, Kind
+from kernels.cpu.panel import aligned_rows, finish_panel
+from kernels.cpu.quantize import ZERO, dequantize_panel, quantize_rows
+from kernels.cpu.tile import GEOMETRY, PANEL
+
+_CHUNK = 64  # of k, which every packed width is a multiple of
+MAX_N_IN = (2**31 - 1) // (127 * 127) // _CHUNK * _CHUNK  # 133,120: a sum is an int32
+
+# Below both, a second thread costs more than it saves. The bits are the same either way.
+_PARALLEL_BYTES = 512 << 10
+_PARALLEL_MACS = 16 << 20
+_PARALLEL_ELEMENTS = 64 << 10  # of x, to quantize
+
+_PACKED_ROWS = 1024  # weights are quantized so many outputs at a time
+
+_ROWS = GEOMETRY.rows
+_wide_rows, _wide_4, _wide_2, _wide_1 = (
+    make_int8_tile(rows, Kind.INT8) for rows in (_ROWS, 4, 2, 1)
+)
+# Where there is no dot instruction these are never called, but numba compiles them with the rest.
+_DOT = Kind.INT8_DOT if CAN_COMPILE_INT8_DOT else Kind.INT8
+_dot_rows, _dot_4, _dot_2, _dot_1 = (make_int8_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedInt8:
+    """A weight and bias laid out for `linear`. The arrays own their memory."""
+
+    weight: Array  # [panels, n_in filled up, PANEL] int8
+    offsets: Array  # [panels * PANEL] int32, added to a sum: what rows of bytes + 128 have too much
+    scales: Array  # [panels * PANEL] float32
+    bias: Array  # [panels * PANEL] float32
+    kind: Kind
+    n_in: int
+    n_out: int
+
+
+def pack_int8(
+    weight: Tensor, bias: Tensor | None, kinds: Sequence[Kind] = INT8_KINDS
+) -> PackedInt8:
+    """Quantize and pack a [n_out, n_in] weight of any strides; a missing bias is zeros. `kinds`: the first
+    is taken. Raises ValueError where a sum could pass 32 bits."""
+    n_out, n_in = weight.shape
+    if n_in > MAX_N_IN:
+        raise ValueError(f"int8 sums over {n_in} products could overflow: at most {MAX_N_IN}")
+    if kinds[0] not in INT8_KINDS:
+        raise ValueError(f"{kinds[0].name} cannot run in this process")
+    panels, width = -(-n_out // PANEL), -(-n_in // _CHUNK) * _CHUNK
+    packed = huge_empty((panels, width, PANEL), torch.int8)
+    offsets = np.zeros(panels * PANEL, np.int32)
+    scales, padded = (np.zeros(panels * PANEL, np.float32) for _ in range(2))
+    if bias is not None:
+        padded[:n_out] = bias.float()
+    words = as_array(packed).reshape(panels, -1).view(np.int32)
+    for first in range(0, n_out, _PACKED_ROWS):
+        rows = as_array(weight[first : first + _PACKED_ROWS].float().contiguous())
+        _pack(rows, kinds[0].value, first, words, offsets, scales)
+    return PackedInt8(as_array(packed), offsets, scales, padded, kinds[0], n_in, n_out)
+
+
+@njit(error_model="numpy")
+def _place(kind: int, quad: int, column: int) -> int:
+    """Which 32-bit word of a panel holds four of k."""
+    if kind == Kind.INT8_AMX:
+        return quad // 16 * (16 * PANEL) + column // 16 * 256 + quad % 16 * 16 + column % 16
+    return quad * PANEL + column
+
+
+@kernel()
+def _pack(weight: Any, kind: int, first: int, words: Any, offsets: Any, scales: Any) -> None:
+    """Outputs from `first` on, a multiple of PANEL, into panels of words [panels, k / 4 * PANEL]."""
+    quads = words.shape[1] // PANEL
+    q = np.empty((len(weight), quads * QUAD), np.uint8)
+    quantize_rows(weight, q, scales[first:], 0, len(weight))
+    for row in range(len(weight)):
+        panel, column = (first + row) // PANEL, (first + row) % PANEL
+        total = np.int32(0)
+        for k in range(quads * QUAD):
+            q[row, k] ^= ZERO  # the sign's bit: from bytes + 128 to signed ones
+            total += np.int32(np.int8(q[row, k]))
+        offsets[first + row] = -ZERO * total
+        quad_words = q[row].view(np.int32)
+        for quad in range(quads):
+            words[panel, _place(kind, quad, column)] = quad_words[quad]
+
+
+@njit(error_model="numpy")
+def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, quads: int) -> int:
+    """Multiply as many of the `left` rows as fit in one register tile; returns how many."""
+    if kind == Kind.INT8:
+        if left >= _ROWS:
+            _wide_rows(x, x_stride, w, acc, quads)
+            return _ROWS
+        if left >= 4:
+            _wide_4(x, x_stride, w, acc, quads)
+            return 4
+        if left >= 2:
+            _wide_2(x, x_stride, w, acc, quads)
+            return 2
+        _wide_1(x, x_stride, w, acc, quads)
+        return 1
+    if left >= _ROWS:
+        _dot_rows(x, x_stride, w, acc, quads)
+        return _ROWS
+    if left >= 4:
+        _dot_4(x, x_stride, w, acc, quads)
+        return 4
+    if left >= 2:
+        _dot_2(x, x_stride, w, acc, quads)
+        return 2
+    _dot_1(x, x_stride, w, acc, quads)
+    return 1
+
+
+@njit(error_model="numpy")
+def _panels(
+    q: Any, steps: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int,
+    end: int,
+) -> None:  # fmt: skip
+    if kind == Kind.INT8_AMX:
+        amx_panels(q, steps, weight, bias, epilogue, out, begin, end)
+        return
+    acc = aligned_rows(_ROWS)
+    for panel in range(begin, end):
+        w = weight.ctypes.data + panel * weight.strides[0]
+        row = 0
+        while row < len(q):
+            at = q.ctypes.data + row * q.strides[0]
+            quads = q.shape[1] // QUAD
+            rows = _tile(kind, len(q) - row, at, q.strides[0], w, acc.ctypes.data, quads)
+            dequantize_panel(acc, 0, rows, steps, row, panel)
+            finish_panel(acc, 0, rows, bias, panel, epilogue, out[row:])
+            row += rows
+
+
+@kernel()
+def _linear_alone(
+    x: Any, weight: Any, offsets: Any, scales: Any, kind: int, bias: Any, epilogue: int, out: Any
+) -> None:
+    q = np.empty((len(x), weight.shape[1]), np.uint8)
+    row_scales = np.empty(len(x), np.float32)
+    quantize_rows(x, q, row_scales, 0, len(x))
+    steps = offsets, scales, row_scales
+    _panels(q, steps, weight, kind, bias, epilogue, out, 0, len(weight))
+
+
+@kernel(parallel=True)
+def _linear_threads(
+    x: Any, weight: Any, offsets: Any, scales: Any, kind: int, bias: Any, epilogue: int, out: Any,
+    num_threads: int,
+) -> None:  # fmt: skip
+    rows, panels = len(x), len(weight)
+    q = np.empty((rows, weight.shape[1]), np.uint8)
+    row_scales = np.empty(rows, np.float32)
+    if x.size < _PARALLEL_ELEMENTS:
+        quantize_rows(x, q, row_scales, 0, rows)
+    else:
+        for index in prange(num_threads):
+            thread = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
+            begin, end = thread * rows // num_threads, (thread + 1) * rows // num_threads
+            quantize_rows(x, q, row_scales, begin, end)
+    for index in prange(num_threads):
+        thread = np.int64(index)
+        begin, end = thread * panels // num_threads, (thread + 1) * panels // num_threads
+        steps = offsets, scales, row_scales
+        _panels(q, steps, weight, kind, bias, epilogue, out, begin, end)
+
+
+_Arguments = tuple[Array, Array, Array, Array, int, Array, int, Array]
+
+
+def kernel_arguments(x: Array, packed: PackedInt8, epilogue: int, out: Array) -> _Arguments:
+    """In the order of the kernels above."""
+    return (
+        x, packed.weight, packed.offsets, packed.scales, packed.kind.value, packed.bias, epilogue, out
+    )  # fmt: skip
+
+
+def int8_linear(x: Array, packed: PackedInt8, epilogue: int, out: Array) -> None:
+    """x [rows, n_in] fp32 or bf16, contiguous in a row; out as of `linear`."""
+    arguments = kernel_arguments(x, packed, epilogue, out)
+    num_bytes = packed.weight.nbytes
+    is_small = num_bytes < _PARALLEL_BYTES and len(x) * num_bytes < _PARALLEL_MACS
+    num_threads = 1 if is_small else numba.get_num_threads()
+    if num_threads == 1:
+        _linear_alone(*arguments)
+    else:
+        _linear_threads(*arguments, num_threads)

@@ -1,0 +1,151 @@
+"""The inner loop of int8 matrix products: sums of integers, which are exact in any order.
+
+    acc[r, j] = sum over k of x[r, k] * w[k, j], modulo 2**32     r < rows, j < PANEL
+
+    x uint8 (a signed byte + 128), w int8 [k / 4, PANEL, 4]: a lane holds four of k
+
+VPDPBUSD adds four products to a lane. Without it bytes are widened to 16 bits and multiplied by pairs with
+PMADDWD, which cannot saturate there (2 * 255 * 128), as PMADDUBSW on bytes would; without that, in lanes of
+32 bits. The caller takes off what the 128 have added; whatever wrapped on the way is right again then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from kernels.cpu.kinds import Kind, host_features
+from kernels.cpu.tile import GEOMETRY, Geometry
+
+QUAD = 4  # of k, in one lane
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+    signature = ir.FunctionType(result, [arg.type for arg in args])
+    insert: Any = cgutils.get_or_insert_function
+    return builder.call(insert(builder.module, signature, name), args)
+
+
+class _Dot:
+    """VPDPBUSD on vectors of 32-bit lanes."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
+        self._builder = builder
+        self._ints = ir.VectorType(_I32, lanes)
+        self._name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+
+    def operand(self, vector: ir.Value, is_signed: bool) -> ir.Value:
+        return vector
+
+    def add(self, old: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
+        return _call(self._builder, self._name, self._ints, old, x, w)
+
+
+class _Widened:
+    """Even and odd bytes apart, each in 16 bits: two pairs a lane."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int, pair_product: str) -> None:
+        self._builder = builder
+        self._ints = ir.VectorType(_I32, lanes)
+        self._shorts = ir.VectorType(_I16, 2 * lanes)
+        self._pair_product = pair_product
+
+    def operand(self, vector: ir.Value, is_signed: bool) -> tuple[ir.Value, ir.Value]:
+        builder = self._builder
+        shift = builder.ashr if is_signed else builder.lshr
+        eight = ir.Constant(self._shorts, [8] * self._shorts.count)
+        odd = builder.bitcast(vector, self._shorts)
+        return shift(builder.shl(odd, eight), eight), shift(odd, eight)
+
+    def add(
+        self, old: ir.Value, x: tuple[ir.Value, ir.Value], w: tuple[ir.Value, ir.Value]
+    ) -> ir.Value:
+        for x_half, w_half in zip(x, w, strict=True):
+            old = self._builder.add(old, self._multiply(x_half, w_half))
+        return old
+
+    def _multiply(self, x: ir.Value, w: ir.Value) -> ir.Value:
+        if self._pair_product:
+            return _call(self._builder, self._pair_product, self._ints, x, w)
+        return self._builder.add(*(self._half(x, w, which) for which in range(2)))
+
+    def _half(self, x: ir.Value, w: ir.Value, which: int) -> ir.Value:
+        """One product of each pair, in 32 bits."""
+        lanes = range(which, self._shorts.count, 2)
+        index = ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
+        wide = [
+            self._builder.sext(self._builder.shuffle_vector(each, each, index), self._ints)
+            for each in (x, w)
+        ]
+        return self._builder.mul(*wide)
+
+
+def pair_product(lanes: int, features: frozenset[str]) -> str:
+    """LLVM's name of PMADDWD for vectors of so many 32-bit lanes; empty where the host has none."""
+    if lanes == 16 and "avx512bw" in features:
+        return "llvm.x86.avx512.pmaddw.d.512"
+    return "llvm.x86.avx2.pmadd.wd" if lanes == 8 and "avx2" in features else ""
+
+
+def make_int8_tile(
+    rows: int,
+    kind: Kind,
+    geometry: Geometry = GEOMETRY,
+    features: frozenset[str] = host_features(),
+) -> Any:
+    """tile(x, x_stride, w, acc, depth): addresses and a row stride in bytes.
+
+    `depth` counts quads of k. `acc` [rows, PANEL] int32 is overwritten. `kind`: INT8_DOT or INT8.
+    """
+    lanes, vectors = geometry.lanes, geometry.vectors
+    ints = ir.VectorType(_I32, lanes)
+    vector_bytes = 4 * lanes
+
+    def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
+        x, x_stride, w, acc, depth = args
+        multiply: Any = (
+            _Dot(builder, lanes)
+            if kind == Kind.INT8_DOT
+            else _Widened(builder, lanes, pair_product(lanes, features))
+        )
+        zero = ir.Constant(ints, [0] * lanes)
+        alloca: Any = cgutils.alloca_once_value
+        sums = [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+
+        def load_x(at: ir.Value) -> Any:
+            pointer = builder.inttoptr(at, _I32.as_pointer())
+            undefined = ir.Constant(ints, ir.Undefined)
+            first = builder.insert_element(undefined, builder.load(pointer, align=4), _I32(0))
+            zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+            return multiply.operand(builder.shuffle_vector(first, undefined, zeros), False)
+
+        with cgutils.for_range(builder, depth) as loop:
+            w_at = builder.add(w, builder.mul(loop.index, _I64(vectors * vector_bytes)))
+            x_at = builder.add(x, builder.mul(loop.index, _I64(QUAD)))
+            factors = [
+                load_x(builder.add(x_at, builder.mul(x_stride, _I64(r)))) for r in range(rows)
+            ]
+            for v in range(vectors):
+                pointer = builder.inttoptr(
+                    builder.add(w_at, _I64(v * vector_bytes)), ints.as_pointer()
+                )
+                column = multiply.operand(builder.load(pointer, align=4), True)
+                for r, factor in enumerate(factors):
+                    old = builder.load(sums[r][v])
+                    builder.store(multiply.add(old, factor, column), sums[r][v])
+        for r in range(rows):
+            for v in range(vectors):
+                at = builder.add(acc, _I64((r * vectors + v) * vector_bytes))
+                pointer = builder.inttoptr(at, ints.as_pointer())
+                builder.store(builder.load(sums[r][v]), pointer, align=4)
+        return context.get_dummy_value()
+
+    def tile(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, depth: Any) -> Any:
+        return types.void(*[types.intp] * 5), codegen
+
+    return intrinsic(tile)

@@ -258,7 +258,8 @@ def test_a_request_whose_worker_dies_is_told_so_and_runs_again() -> None:
             assert done.result(20).status_code == 503
             wait_until(lambda: running.engines.num_running == 0)
         running.start(1)
-        again = clients[0].post("/v1/completions", json=BODY, headers=key)  # waits for the start
+        running.wait_ready(1)
+        again = clients[0].post("/v1/completions", json=BODY, headers=key)
         assert again.status_code == 200
         assert "idempotent-replayed" not in again.headers
 

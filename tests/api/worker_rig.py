@@ -27,11 +27,13 @@ from tests.test_tokenizer_files import good_json
 _CODE = """
 import json, socket, sys
 from server.api import process
+from server.api.http import slow_readers
 from server.api.workers.worker import Worker
 from server.config import EngineConfig, ServeConfig
 from server.logs import set_up_logging
 from server.workers_board import WorkersBoard
 told = json.loads(sys.argv[1])
+slow_readers.CUT_AFTER_S = told["cut_after_s"]
 set_up_logging(f"api {told['index']}", "text")
 config = ServeConfig(EngineConfig(model=told["dir"]), served_model_name="tiny", **told["config"])
 worker = Worker(told["index"], WorkersBoard(told["fds"][0], told["num"]), told["dir"], *told["fds"][1:])
@@ -72,13 +74,22 @@ class Engines:
 
 
 class Workers:
-    """`config`: of ServeConfig."""
+    """`cut_after_s`: slow readers are. `config`: of ServeConfig."""
 
-    def __init__(self, directory: Path, engines: Engines, num_workers: int, **config: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        engines: Engines,
+        num_workers: int,
+        *,
+        cut_after_s: float = 60.0,
+        **config: Any,
+    ) -> None:
         (directory / "tokenizer.json").write_text(json.dumps(good_json()))
         self.engines = engines
         self._directory = directory
         self._num_workers = num_workers
+        self._cut_after_s = cut_after_s
         self._config = {"api_workers": num_workers, **config}
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.board = WorkersBoard.create(num_workers)
@@ -104,6 +115,7 @@ class Workers:
             "engine": self.engines.each[index].path,
             "listen_fd": self.listener.fileno(),
             "fds": self._fds,
+            "cut_after_s": self._cut_after_s,
             "config": self._config,
         }
         with self._log(index).open("a") as log:

@@ -89,7 +89,9 @@ class Handover:
         return self._worker.owner_of_key("" if key is None else key.name, value)
 
     async def _hand_over(self, owner: int, scope: Scope, receive: Receive, send: Send) -> None:
-        body, is_whole = await _received_body(receive)
+        # No other route reads a body; of those none is handed over, and none is waited for.
+        has_body = scope["path"] == _PATH
+        body, is_whole = await _received_body(scope, receive) if has_body else (b"", True)
         if not is_whole:  # the client has left, or sends too much: that is said here
             await self._app(scope, _replayed(body, receive), send)
             return
@@ -160,14 +162,17 @@ def _request_line(scope: Scope) -> bytes:
 
 def _request_headers(scope: Scope, body: bytes) -> Headers:
     headers = [header for header in scope["headers"] if header[0] not in _HOP_HEADERS]
-    if scope["method"] == "POST":
+    if body:  # the head never grows on its way: it came with a length, or with chunks
         headers.append((b"content-length", b"%d" % len(body)))
     return headers
 
 
-async def _received_body(receive: Receive) -> tuple[bytes, bool]:
+async def _received_body(scope: Scope, receive: Receive) -> tuple[bytes, bool]:
     """And whether it is whole: it may be too large, or cut."""
     body = bytearray()
+    lengths = [int(value) for name, value in scope["headers"] if name == b"content-length"]
+    if lengths and lengths[0] > _MAX_BODY_BYTES:
+        return b"", False
     while len(body) <= _MAX_BODY_BYTES and (message := await receive())["type"] == "http.request":
         body += message.get("body", b"")
         if not message.get("more_body", False):

@@ -28,7 +28,8 @@ def test_a_real_run(
     prefix, result = tmp_path / "out", tmp_path / "result.json"
     load = ("--concurrency", "2", "--num-requests", "4", "--output-tokens", "48")
     command = ["bench", *load, "--json", str(result), "--profile", str(prefix)]
-    assert main([*command, "--", "--max-num-seqs", "4", "--device", "cpu"]) == 0
+    serve = ("--max-num-seqs", "4", "--device", "cpu", "--prompt-lookup", "off")
+    assert main([*command, "--", *serve]) == 0
 
     shown = capsys.readouterr().out
     for part in (

@@ -9,6 +9,7 @@ from typing import Any
 from server.engine.engine import Engine
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculation
 from server.engine.token_masks import TokenMasks
 from server.ipc.server import EngineServer
 from server.profiling.parts import Part
@@ -46,6 +47,7 @@ def engine_patches() -> list[Patch]:
         Patch(TokenMasks, "take", Part.MASKS),
         Patch(TokenMasks, "advance", Part.MASKS),
         Patch(Scheduler, "schedule", Part.SCHEDULE),
+        Patch(Speculation, "draft", Part.DRAFTS),
         Patch(Engine, "_collect", Part.COLLECT),
         Patch(EngineLoop, "_send", Part.FRAME),
         Patch(EngineServer, "send", Part.ENCODE),

@@ -46,6 +46,7 @@ class Part(IntEnum):
     FRAME = 27, "frame, put together"
     ENCODE = 28, "frame encoding"
     SEND = 29, "socket write"
+    DRAFTS = 30, "drafts"
 
     # The api
     DECODE = 40, "frame decoding"

@@ -31,7 +31,7 @@ class Running:
     """An engine with its loop and socket, and nobody at the other end."""
 
     def __init__(self, directory: Path) -> None:
-        config = resolve_engine(EngineConfig(device="cpu", max_num_seqs=4))
+        config = resolve_engine(EngineConfig(device="cpu", max_num_seqs=4, prompt_lookup="off"))
         assembled = assemble(config, load_tokenizer(config.model))
         self.engine: Engine = assembled.engine
         self.server = EngineServer(str(directory / "engine.sock"), assembled.info)

@@ -33,7 +33,7 @@ MAX_N_IN = (2**31 - 1) // (127 * 127) // _CHUNK * _CHUNK  # 133,120: a sum is an
 
 # Below both, a second thread costs more than it saves. The bits are the same either way.
 _PARALLEL_BYTES = 512 << 10
-_PARALLEL_MACS = 16 << 20
+_PARALLEL_MACS = 6 << 20
 _PARALLEL_ELEMENTS = 64 << 10  # of x, to quantize
 
 _PACKED_ROWS = 1024  # weights are quantized so many outputs at a time

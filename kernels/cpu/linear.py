@@ -39,7 +39,7 @@ _STEPS = {Kind.BF16: 1, Kind.BF16_DOT: 2, Kind.BF16_AMX: _CHUNK}  # of k, in one
 
 # Below both, a second thread costs more than it saves. The bits are the same either way.
 _PARALLEL_BYTES = 3 << 20
-_PARALLEL_MACS = 16 << 20
+_PARALLEL_MACS = 3 << 20
 
 _ROWS = GEOMETRY.rows
 _f32_rows, _f32_4, _f32_2, _f32_1 = (make_tile(rows, Kind.F32) for rows in (_ROWS, 4, 2, 1))

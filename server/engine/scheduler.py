@@ -82,6 +82,7 @@ class Scheduler:
         self._due: list[SequenceState] = []  # reached `due_at`, and not served since
         self._min_lead = min_lead(max_num_seqs)
         self._num_arrivals = 0
+        self._num_spare_rows = 0  # that whoever has most of them may not fill
         self._last_shared = -_SHARED_STEPS - 1  # the last step in which tenants were several
         self._num_admissions = 0
         self.num_gated = 0  # of `sequences`
@@ -173,10 +174,12 @@ class Scheduler:
         if self.tenants.are_several:
             self._last_shared = step
         if shape is None or step - self._last_shared > _SHARED_STEPS:
+            self._num_spare_rows = 0
             num = len(caught_up)
             budget = most - num if shape is None else shape.chunk(num, most)
             chunks = [budget] * len(behind)
         else:
+            self._num_spare_rows = shape.spare_rows
             wanted = self._wanted(behind, can_admit)
             caught_up, chunks, budget = shape.share(caught_up, wanted, len(self.tenants), most)
         if self.num_gated:
@@ -195,9 +198,16 @@ class Scheduler:
         if can_admit and self._free_rows and self.waiting:
             first = self.waiting.first
             num_cached = self.tables.num_cached_tokens(first)
-            if num_cached is not None and self._has_all_ids(first) and self._may_pass(first):
+            if num_cached is not None and self._may_begin(first):
                 wanted.append(Wanted.of(first, num_cached))
         return wanted
+
+    def _may_begin(self, seq: SequenceState) -> bool:
+        """It is next, and there is a free row."""
+        is_spare = len(self._free_rows) <= self._num_spare_rows
+        if is_spare and 2 * seq.tenant.num_rows > self.max_num_seqs:
+            return False
+        return self._has_all_ids(seq) and self._may_pass(seq)
 
     def _may_pass(self, seq: SequenceState) -> bool:
         """Whether it may be admitted behind those that have not caught up: one of a tenant at a time."""
@@ -320,7 +330,7 @@ class Scheduler:
         """Fill the rows from `waiting`."""
         while budget and self._free_rows and self.waiting:
             first = seq = self.waiting.first
-            if not (self._has_all_ids(seq) and self._may_pass(seq)):
+            if not self._may_begin(seq):
                 break
             if not self.tables.allocate(seq):
                 smaller = self._smaller_than(first)

@@ -47,12 +47,14 @@ class Wanted(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class StepShape:
     turn_rows: int  # generated tokens of a step, or as much, where several tenants have work
+    spare_rows: int = 0  # that a tenant with more than half of all leaves to others
     min_chunk: int = _MIN_CHUNK  # prompt tokens beside generated ones
 
     @classmethod
     def of_rows(cls, max_num_seqs: int) -> StepShape:
-        """Three quarters of the rows: the step is shorter by a quarter, and throughput hardly lower."""
-        return cls(max(_MIN_CHUNK // 2, 3 * max_num_seqs // 4))
+        """An eighth of the rows is spare: to take a row from somebody costs a replay."""
+        spare_rows = max_num_seqs // 8
+        return cls(max(_MIN_CHUNK // 2, max_num_seqs - spare_rows), spare_rows)
 
     def chunk(self, num_decodes: int, most: int) -> int:
         """Prompt tokens beside so many generated ones, in a step of at most `most` tokens."""

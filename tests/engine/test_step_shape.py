@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -108,3 +109,15 @@ def test_everybody_has_a_turn_however_many_tenants_there_are() -> None:
     while len(rig.scheduler.running) < 16:
         rig.step()
     assert take_turns(rig.scheduler.running, 12) == rig.scheduler.running
+
+
+def test_rows_are_spare_for_who_comes() -> None:
+    """The first to come take them from whoever has all; then they stay free for the next."""
+    rig = Rig(replace(SIZE, shape=StepShape(turn_rows=12, spare_rows=2, min_chunk=4)))
+    fill(rig, 16)
+    for seq_id in range(90, 96):
+        rig.submit(request(seq_id, [1], max_tokens=2, tenant="light"))
+        while (0, seq_id) in rig.scheduler.sequences:
+            rig.step()
+    assert rig.scheduler.num_preemptions == 2
+    assert len(rig.scheduler.running) == 16 - 2

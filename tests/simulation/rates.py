@@ -47,7 +47,9 @@ def draw_sizes(rng: Random) -> Sizes:
         max_model_len=rng.choice((24, 30)),
         max_steps_in_flight=rng.choice((1, 2)),  # as many as the board has places for
         max_mask_delay=rng.choice((0, 0, 1, 3)),
-        shape=rng.choice((None, StepShape(rng.randint(1, 6), rng.randint(1, 4)))),
+        shape=rng.choice(
+            (None, StepShape(rng.randint(1, 6), rng.randint(0, 2), rng.randint(1, 4)))
+        ),
     )
     has_luck = rng.random() < 0.7
     return replace(sizes, is_speculating=has_luck and sizes.max_steps_in_flight == 1)

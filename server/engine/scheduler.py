@@ -203,10 +203,11 @@ class Scheduler:
         return wanted
 
     def _may_begin(self, seq: SequenceState) -> bool:
-        """It is next, and there is a free row."""
-        is_spare = len(self._free_rows) <= self._num_spare_rows
-        if is_spare and 2 * seq.tenant.num_rows > self.max_num_seqs:
-            return False
+        if (
+            2 * seq.tenant.num_rows > self.max_num_seqs
+            and not self._free_rows[self._num_spare_rows :]
+        ):
+            return False  # what is left is spare
         return self._has_all_ids(seq) and self._may_pass(seq)
 
     def _may_pass(self, seq: SequenceState) -> bool:

@@ -203,11 +203,9 @@ class Scheduler:
         return wanted
 
     def _may_begin(self, seq: SequenceState) -> bool:
-        if (
-            2 * seq.tenant.num_rows > self.max_num_seqs
-            and not self._free_rows[self._num_spare_rows :]
-        ):
-            return False  # what is left is spare
+        is_rich = 2 * seq.tenant.num_rows > self.max_num_seqs
+        if is_rich and len(self._free_rows) <= self._num_spare_rows:
+            return False
         return self._has_all_ids(seq) and self._may_pass(seq)
 
     def _may_pass(self, seq: SequenceState) -> bool:

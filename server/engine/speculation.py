@@ -11,11 +11,11 @@ that was not drawn is never read: nothing counts as computed behind it, and the 
 
 A row of drafts is worth it if the step's tokens grow by more than its time. Time goes by rows:
 
-    max(num_free_rows, rows) + rows / 4
+    num_free_rows + rows
 
-That is a step that reads its weights however few rows it has, and computes when it has many. What a draft
-adds is what its sequence's lookup has foreseen lately. With many rows running nothing can be worth it; then
-nobody looks anything up.
+That is a step that reads its weights and asks the host for as much however few rows it has. What a draft adds
+is what its sequence's lookup has foreseen lately. With many rows running nothing can be worth it; then nobody
+looks anything up.
 
 Only where one step is in flight: with more, the next one is dispatched before it is known where the last
 one's tokens end. A device that runs ahead has to draft where the ids are, in its rows, one step late, and to
@@ -32,7 +32,6 @@ from server.engine.sequence_state import SequenceState
 from server.runner.batch import Drafts, ScheduledRow, StepBatch
 
 MAX_DRAFTS = 8  # of one sequence in a step
-_ROW_COST = 0.25  # of a row that is computed while weights are read: attention, sampling
 _MARGIN = 1.5  # that the expected gain must exceed the expected cost by
 _MIN_CHANCE = 0.15  # below it, not even a free row is worth the host's time
 _COLD_IDS = 16  # for so many new ones, who is of no use is left alone
@@ -50,7 +49,7 @@ class Speculation:
     """Adds drafts to the steps of `scheduler`, and counts what becomes of them."""
 
     def __init__(self, scheduler: Scheduler, num_free_rows: float) -> None:
-        """`num_free_rows`: of a step, that take the time of one."""
+        """`num_free_rows`: that take as long as what a step takes for itself."""
         self._scheduler = scheduler
         self._num_free_rows = num_free_rows
         self.num_draft_tokens = 0
@@ -115,7 +114,7 @@ class Speculation:
         return max(_MIN_CHANCE, _MARGIN * num_tokens * (then - now) / now)
 
     def _cost(self, num_rows: int) -> float:
-        return max(self._num_free_rows, num_rows) + _ROW_COST * num_rows
+        return self._num_free_rows + num_rows
 
     def _can_draft(self, row: ScheduledRow, seq: SequenceState) -> bool:
         """It runs its last token, and what it may draw does not change with each."""

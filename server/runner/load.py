@@ -41,9 +41,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 # many rows; on a CPU a long step makes running streams wait.
 _DEFAULT_SIZES = {"cpu": (64, 512), "cuda": (256, 4096)}
 
-# Generated rows that a step computes in about the time of one, by what multiplies the weights. BF16_DOT as
-# measured on two cores of an EPYC (the embedded model and a 124M one: 5 rows take 1.1 to 1.4 times the time
-# of one, 8 rows 1.6 to 1.9); the others from it by bytes and products.
+# Generated rows that take as long as what a step takes for itself, by what multiplies the weights. BF16_DOT
+# as measured on two cores of an EPYC (1, 4 and 8 rows of the embedded model: 0.48, 0.77 and 1.3 ms; of a 124M
+# one 4 and 8 rows take 1.1 to 1.3 and 1.6 times the time of one); the others from it by bytes and products.
 _NUM_FREE_ROWS = {Kind.F32: 4.0, Kind.BF16: 2.0, Kind.BF16_DOT: 5.0, Kind.BF16_AMX: 8.0}
 
 
@@ -60,7 +60,7 @@ class LoadedRunner:
     lines: list[str]  # what was chosen and why, for people
     parts: tuple[Part, ...]  # all memory that is allocated at the start
     num_not_finite_tensors: int = 0
-    num_free_rows: float = 0.0  # of a step, that take the time of one; 0: it takes no drafts
+    num_free_rows: float = 0.0  # that take as long as what a step takes for itself; 0: no drafts
 
 
 class Resolved(NamedTuple):

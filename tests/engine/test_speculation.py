@@ -89,8 +89,8 @@ def test_the_more_rows_run_the_surer_a_draft_must_be(num_rows: int) -> None:
     least = speculation._least_chance(Load(num_rows, num_rows))
     more = speculation._least_chance(Load(num_rows + 1, num_rows + 1))
     assert 0.1 <= least <= more
-    assert (least < 0.3) == (num_rows < 4), "of a rig's four free rows"
-    assert (least > 1) == (num_rows >= 4)
+    assert (least < 0.6) == (num_rows < 4), "a rig's step takes as long as four rows"
+    assert (least > 1) == (num_rows > 8)
 
 
 def test_noise_costs_few_rows() -> None:

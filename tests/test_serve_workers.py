@@ -64,17 +64,18 @@ def text_of(events: str) -> str:
 
 @contextmanager
 def streams_at_both(server: Server, **fields: Any) -> Iterator[list[_Stream]]:
-    """Running ones, of worker 0 and 1."""
+    """Running ones, of worker 0 and 1, once both take connections: one may have been started just now."""
     found: dict[int, _Stream] = {}
     with ExitStack() as stack:
-        for _ in range(16):
+
+        def open_one() -> bool:
             client = stack.enter_context(httpx.Client(base_url=server.address, timeout=60))
             request = client.stream("POST", "/v1/completions", json={**RESUMABLE, **fields})
             stream = _Stream(stack.enter_context(request))
             found.setdefault(stream.worker, stream)
-            if len(found) == 2:
-                break
-        assert len(found) == 2, "all connections went to the same worker"
+            return len(found) == 2
+
+        wait_for(open_one, "both workers take connections")
         yield [found[0], found[1]]
 
 

@@ -75,9 +75,7 @@ class Scheduler:
         self.tenants = Tenants()
         self.waiting = WaitingQueue(PATIENCE * max_model_len)
         self.running: list[SequenceState] = []
-        self._behind: list[
-            SequenceState
-        ] = []  # of `running`, in its order; some may have caught up
+        self._behind: list[SequenceState] = []  # of `running`; some may have caught up
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._due: list[SequenceState] = []  # reached `due_at`, and not served since
         self._min_lead = min_lead(max_num_seqs)
@@ -152,8 +150,7 @@ class Scheduler:
         gives it some of the difference, until the two are equal; then the step samples its next token.
 
         Decodes are served first, and the budget left over is the prefill chunk. Nothing is admitted behind
-        one that is more than a token behind, but for a tenant that was given
-        no more. Every running sequence
+        one that is more than a token behind, but for a tenant that was given no more. Every running sequence
         that is ready is in every step, unless tenants take turns (`step_shape.py`). Nothing is scheduled
         when everything is dispatched, or when whoever comes next lacks ids still to arrive.
         """
@@ -163,9 +160,7 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         if self._due:
             self._serve_due(batch)
-        can_admit = (
-            self.num_preemptions == num_preemptions
-        )  # else it would take back what it gave up
+        can_admit = self.num_preemptions == num_preemptions  # else it takes back what it gave up
         behind = self._behind = [seq for seq in self._behind if seq.is_behind]
         caught_up = without(behind, self.running)
         if self.num_gated:

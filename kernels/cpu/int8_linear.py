@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels.cpu.amx_panels import amx_panels
 from kernels.cpu.arrays import Array, as_array, huge_empty
 from kernels.cpu.compiled import kernel
-from kernels.cpu.int8_tile import QUAD, make_int8_tile
+from kernels.cpu.int8_tile import QUAD, make_int8_tile, widen_quads
 from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, INT8_KINDS, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel
 from kernels.cpu.quantize import ZERO, dequantize_panel, quantize_rows
@@ -38,13 +38,15 @@ _PARALLEL_ELEMENTS = 64 << 10  # of x, to quantize
 
 _PACKED_ROWS = 1024  # weights are quantized so many outputs at a time
 
-_ROWS = GEOMETRY.rows
+_ROWS = 4 if GEOMETRY.vectors == 2 else GEOMETRY.rows  # columns in two halves take registers, too
 _wide_rows, _wide_4, _wide_2, _wide_1 = (
     make_int8_tile(rows, Kind.INT8) for rows in (_ROWS, 4, 2, 1)
 )
 # Where there is no dot instruction these are never called, but numba compiles them with the rest.
 _DOT = Kind.INT8_DOT if CAN_COMPILE_INT8_DOT else Kind.INT8
 _dot_rows, _dot_4, _dot_2, _dot_1 = (make_int8_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
+_PANELS = GEOMETRY.streams  # of one row
+_wide_one, _dot_one = (make_int8_tile(1, kind, panels=_PANELS) for kind in (Kind.INT8, _DOT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +147,31 @@ def _panels(
     if kind == Kind.INT8_AMX:
         amx_panels(q, steps, weight, bias, epilogue, out, begin, end)
         return
-    acc = aligned_rows(_ROWS)
+    acc = aligned_rows(max(_ROWS, _PANELS))
+    rows, quads, x_at, x_stride = len(q), q.shape[1] // QUAD, q.ctypes.data, q.strides[0]
+    wide = np.empty((rows if kind == Kind.INT8 else 0, 2 * quads), np.uint32)
+    if kind == Kind.INT8:  # here once, not in every panel
+        widen_quads(q, wide)
+        x_at, x_stride = wide.ctypes.data, wide.strides[0]
+    while rows == 1 and _PANELS > 1 and begin + _PANELS <= end:
+        w = weight.ctypes.data + begin * weight.strides[0]
+        if kind == Kind.INT8:
+            _wide_one(x_at, 0, w, acc.ctypes.data, quads)
+        else:
+            _dot_one(x_at, 0, w, acc.ctypes.data, quads)
+        for i in range(_PANELS):
+            dequantize_panel(acc[i:], 0, 1, steps, 0, begin + i)
+            finish_panel(acc[i:], 0, 1, bias, begin + i, epilogue, out)
+        begin += _PANELS
     for panel in range(begin, end):
         w = weight.ctypes.data + panel * weight.strides[0]
         row = 0
-        while row < len(q):
-            at = q.ctypes.data + row * q.strides[0]
-            quads = q.shape[1] // QUAD
-            rows = _tile(kind, len(q) - row, at, q.strides[0], w, acc.ctypes.data, quads)
-            dequantize_panel(acc, 0, rows, steps, row, panel)
-            finish_panel(acc, 0, rows, bias, panel, epilogue, out[row:])
-            row += rows
+        while row < rows:
+            at = x_at + row * x_stride
+            done = _tile(kind, rows - row, at, x_stride, w, acc.ctypes.data, quads)
+            dequantize_panel(acc, 0, done, steps, row, panel)
+            finish_panel(acc, 0, done, bias, panel, epilogue, out[row:])
+            row += done
 
 
 @kernel()

@@ -4,7 +4,8 @@
 
     x uint8 (a signed byte + 128), w int8 [k / 4, PANEL, 4]: a lane holds four of k
 
-VPDPBUSD adds four products to a lane. Without it bytes are widened to 16 bits and multiplied by pairs with
+VPDPBUSD adds four products to a lane. Without it bytes are widened to 16 bits (of x beforehand, once for
+all columns) and multiplied by pairs with
 PMADDWD, which cannot saturate there (2 * 255 * 128), as PMADDUBSW on bytes would; without that, in lanes of
 32 bits. The caller takes off what the 128 have added; whatever wrapped on the way is right again then.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.cpu.kinds import Kind, host_features
-from kernels.cpu.tile import GEOMETRY, Geometry
+from kernels.cpu.tile import FETCHES_NEXT_PANEL, GEOMETRY, Geometry, prefetch
 
 QUAD = 4  # of k, in one lane
 
@@ -31,15 +34,40 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) ->
     return builder.call(insert(builder.module, signature, name), args)
 
 
+@njit(error_model="numpy")
+def widen_quads(q: Any, wide: Any) -> None:
+    """q [rows, k] uint8 -> wide [rows, k / 4, 2] as uint32: even bytes of each four, then odd."""
+    for row in range(len(q)):
+        quads, target = q[row].view(np.uint32), wide[row]
+        for i in range(len(quads)):
+            target[2 * i] = quads[i] & np.uint32(0x00FF00FF)
+            target[2 * i + 1] = (quads[i] >> np.uint32(8)) & np.uint32(0x00FF00FF)
+
+
+def _broadcast(builder: ir.IRBuilder, at: ir.Value, ints: ir.VectorType) -> ir.Value:
+    """The 32 bits at an address in every lane."""
+    undefined = ir.Constant(ints, ir.Undefined)
+    word = builder.load(builder.inttoptr(at, _I32.as_pointer()), align=4)
+    zeros = ir.Constant(ir.VectorType(_I32, ints.count), [0] * ints.count)
+    return builder.shuffle_vector(
+        builder.insert_element(undefined, word, _I32(0)), undefined, zeros
+    )
+
+
 class _Dot:
     """VPDPBUSD on vectors of 32-bit lanes."""
+
+    x_bytes = QUAD
 
     def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
         self._builder = builder
         self._ints = ir.VectorType(_I32, lanes)
         self._name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
 
-    def operand(self, vector: ir.Value, is_signed: bool) -> ir.Value:
+    def load_x(self, at: ir.Value) -> ir.Value:
+        return _broadcast(self._builder, at, self._ints)
+
+    def columns(self, vector: ir.Value) -> ir.Value:
         return vector
 
     def add(self, old: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
@@ -49,18 +77,26 @@ class _Dot:
 class _Widened:
     """Even and odd bytes apart, each in 16 bits: two pairs a lane."""
 
+    x_bytes = 2 * QUAD
+
     def __init__(self, builder: ir.IRBuilder, lanes: int, pair_product: str) -> None:
         self._builder = builder
         self._ints = ir.VectorType(_I32, lanes)
         self._shorts = ir.VectorType(_I16, 2 * lanes)
         self._pair_product = pair_product
 
-    def operand(self, vector: ir.Value, is_signed: bool) -> tuple[ir.Value, ir.Value]:
-        builder = self._builder
-        shift = builder.ashr if is_signed else builder.lshr
+    def load_x(self, at: ir.Value) -> tuple[ir.Value, ir.Value]:
+        even, odd = (
+            _broadcast(self._builder, self._builder.add(at, _I64(half)), self._ints)
+            for half in (0, QUAD)
+        )
+        return self._builder.bitcast(even, self._shorts), self._builder.bitcast(odd, self._shorts)
+
+    def columns(self, vector: ir.Value) -> tuple[ir.Value, ir.Value]:
         eight = ir.Constant(self._shorts, [8] * self._shorts.count)
-        odd = builder.bitcast(vector, self._shorts)
-        return shift(builder.shl(odd, eight), eight), shift(odd, eight)
+        odd = self._builder.bitcast(vector, self._shorts)
+        even = self._builder.ashr(self._builder.shl(odd, eight), eight)
+        return even, self._builder.ashr(odd, eight)
 
     def add(
         self, old: ir.Value, x: tuple[ir.Value, ir.Value], w: tuple[ir.Value, ir.Value]
@@ -97,10 +133,12 @@ def make_int8_tile(
     kind: Kind,
     geometry: Geometry = GEOMETRY,
     features: frozenset[str] = host_features(),
+    panels: int = 1,
 ) -> Any:
     """tile(x, x_stride, w, acc, depth): addresses and a row stride in bytes.
 
-    `depth` counts quads of k. `acc` [rows, PANEL] int32 is overwritten. `kind`: INT8_DOT or INT8.
+    `depth` counts quads of k; w is [panels, depth, PANEL, 4]. `acc` [panels, rows, PANEL] int32 is
+    overwritten. `kind`: INT8_DOT or INT8, whose x is as `widen_quads` leaves it.
     """
     lanes, vectors = geometry.lanes, geometry.vectors
     ints = ir.VectorType(_I32, lanes)
@@ -115,34 +153,33 @@ def make_int8_tile(
         )
         zero = ir.Constant(ints, [0] * lanes)
         alloca: Any = cgutils.alloca_once_value
-        sums = [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
-
-        def load_x(at: ir.Value) -> Any:
-            pointer = builder.inttoptr(at, _I32.as_pointer())
-            undefined = ir.Constant(ints, ir.Undefined)
-            first = builder.insert_element(undefined, builder.load(pointer, align=4), _I32(0))
-            zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-            return multiply.operand(builder.shuffle_vector(first, undefined, zeros), False)
+        sums = [
+            [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+            for _ in range(panels)
+        ]
+        panel_bytes = builder.mul(depth, _I64(vectors * vector_bytes))
 
         with cgutils.for_range(builder, depth) as loop:
             w_at = builder.add(w, builder.mul(loop.index, _I64(vectors * vector_bytes)))
-            x_at = builder.add(x, builder.mul(loop.index, _I64(QUAD)))
-            factors = [
-                load_x(builder.add(x_at, builder.mul(x_stride, _I64(r)))) for r in range(rows)
-            ]
-            for v in range(vectors):
-                pointer = builder.inttoptr(
-                    builder.add(w_at, _I64(v * vector_bytes)), ints.as_pointer()
-                )
-                column = multiply.operand(builder.load(pointer, align=4), True)
-                for r, factor in enumerate(factors):
-                    old = builder.load(sums[r][v])
-                    builder.store(multiply.add(old, factor, column), sums[r][v])
-        for r in range(rows):
-            for v in range(vectors):
-                at = builder.add(acc, _I64((r * vectors + v) * vector_bytes))
-                pointer = builder.inttoptr(at, ints.as_pointer())
-                builder.store(builder.load(sums[r][v]), pointer, align=4)
+            x_at = builder.add(x, builder.mul(loop.index, _I64(multiply.x_bytes)))
+            for panel in sums:
+                columns = []
+                for v in range(vectors):
+                    pointer = builder.add(w_at, _I64(v * vector_bytes))
+                    vector = builder.load(builder.inttoptr(pointer, ints.as_pointer()), align=4)
+                    columns.append(multiply.columns(vector))
+                for r, places in enumerate(panel):
+                    factor = multiply.load_x(builder.add(x_at, builder.mul(x_stride, _I64(r))))
+                    for place, column in zip(places, columns, strict=True):
+                        builder.store(multiply.add(builder.load(place), factor, column), place)
+                if rows >= 4 and FETCHES_NEXT_PANEL:
+                    for at in range(0, vectors * vector_bytes, 64):
+                        prefetch(builder, builder.add(builder.add(w_at, panel_bytes), _I64(at)))
+                w_at = builder.add(w_at, panel_bytes)
+        at = acc
+        for place in (place for panel in sums for row in panel for place in row):
+            builder.store(builder.load(place), builder.inttoptr(at, ints.as_pointer()), align=4)
+            at = builder.add(at, _I64(vector_bytes))
         return context.get_dummy_value()
 
     def tile(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, depth: Any) -> Any:

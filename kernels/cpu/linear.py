@@ -4,8 +4,8 @@
     packed BF16_DOT       [panels, k / 2, PANEL, 2]               seen as the same shape
     packed BF16_AMX       [panels, k / 32, 4, 16, PANEL / 4, 2]   seen as the same shape
 
-A panel is read once for all row tiles of its columns, so one row streams the weights (31 GB/s where a
-two-thread sum of the same bytes read 42) and many rows find them in L2.
+A panel is read once for all row tiles of its columns, so one row streams the weights and many rows find
+them in L2.
 bf16 arrays are uint16 views; accumulation is fp32.
 """
 
@@ -32,21 +32,31 @@ from kernels.cpu.epilogue import NONE as NONE
 from kernels.cpu.int8_linear import PackedInt8, int8_linear
 from kernels.cpu.kinds import BF16_KINDS, CAN_COMPILE_DOT, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel
+from kernels.cpu.scalar import widen
 from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 
 _CHUNK = CHUNK_BYTES // 2
 _STEPS = {Kind.BF16: 1, Kind.BF16_DOT: 2, Kind.BF16_AMX: _CHUNK}  # of k, in one instruction
 
 # Below both, a second thread costs more than it saves. The bits are the same either way.
-_PARALLEL_BYTES = 3 << 20
+_PARALLEL_BYTES = 1 << 20
 _PARALLEL_MACS = 3 << 20
 
 _ROWS = GEOMETRY.rows
+# Eight rows of two vectors are two tiles of four: two rows behind six would wait for their additions.
+_SPLITS_EIGHT = GEOMETRY.vectors == 2
+_ONE_PANELS, _TWO_PANELS = GEOMETRY.streams, max(1, GEOMETRY.streams // 2)  # of one row, of two
 _f32_rows, _f32_4, _f32_2, _f32_1 = (make_tile(rows, Kind.F32) for rows in (_ROWS, 4, 2, 1))
 _bf16_rows, _bf16_4, _bf16_2, _bf16_1 = (make_tile(rows, Kind.BF16) for rows in (_ROWS, 4, 2, 1))
 # Where there is no dot instruction these are never called, but numba compiles them with the rest.
 _DOT = Kind.BF16_DOT if CAN_COMPILE_DOT else Kind.BF16
 _dot_rows, _dot_4, _dot_2, _dot_1 = (make_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
+_f32_one, _bf16_one, _dot_one = (
+    make_tile(1, kind, _ONE_PANELS) for kind in (Kind.F32, Kind.BF16, _DOT)
+)
+_f32_two, _bf16_two, _dot_two = (
+    make_tile(2, kind, _TWO_PANELS) for kind in (Kind.F32, Kind.BF16, _DOT)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,8 @@ def _pack(weight: Any, kind: int, packed: Any) -> None:
 @njit(error_model="numpy")
 def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, k: int) -> int:
     """Multiply as many of the `left` rows as fit in one register tile; returns how many."""
+    if _SPLITS_EIGHT and left == 8:
+        left = 4
     if kind == Kind.F32:
         if left >= _ROWS:
             _f32_rows(x, x_stride, w, acc, k)
@@ -142,6 +154,35 @@ def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, k: int)
     return 1
 
 
+@njit(error_model="numpy")
+def _one_row(kind: int, x: int, w: int, acc: int, k: int) -> None:
+    """_ONE_PANELS at once."""
+    if kind == Kind.F32:
+        _f32_one(x, 0, w, acc, k)
+    elif kind == Kind.BF16:
+        _bf16_one(x, 0, w, acc, k)
+    else:
+        _dot_one(x, 0, w, acc, k // 2)
+
+
+@njit(error_model="numpy")
+def _two_rows(kind: int, x: int, x_stride: int, w: int, acc: int, k: int) -> None:
+    """_TWO_PANELS at once."""
+    if kind == Kind.F32:
+        _f32_two(x, x_stride, w, acc, k)
+    elif kind == Kind.BF16:
+        _bf16_two(x, x_stride, w, acc, k)
+    else:
+        _dot_two(x, x_stride, w, acc, k // 2)
+
+
+@njit(error_model="numpy")
+def _widen_rows(x: Any, wide: Any) -> None:
+    for row in range(len(x)):
+        for j in range(x.shape[1]):
+            wide[row, j] = widen(x[row, j])
+
+
 @kernel()
 def _linear_panels(
     x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int, end: int
@@ -150,15 +191,30 @@ def _linear_panels(
         amx_panels(x, None, weight, bias, epilogue, out, begin, end)
         return
     k = weight.shape[1]
-    acc = aligned_rows(_ROWS)
+    acc = aligned_rows(max(_ROWS, _ONE_PANELS, 2 * _TWO_PANELS))
+    rows, x_at, x_stride = x.shape[0], x.ctypes.data, x.strides[0]
+    wide = np.empty((rows if kind == Kind.BF16 else 0, k), np.float32)
+    if kind == Kind.BF16:  # here once, not in every panel
+        _widen_rows(x, wide)
+        x_at, x_stride = wide.ctypes.data, wide.strides[0]
+    panels = _ONE_PANELS if rows == 1 else _TWO_PANELS if rows == 2 else 1
+    while panels > 1 and begin + panels <= end:
+        w = weight.ctypes.data + begin * weight.strides[0]
+        if rows == 1:
+            _one_row(kind, x_at, w, acc.ctypes.data, k)
+        else:
+            _two_rows(kind, x_at, x_stride, w, acc.ctypes.data, k)
+        for i in range(panels):
+            finish_panel(acc[i * rows :], 0, rows, bias, begin + i, epilogue, out)
+        begin += panels
     for panel in range(begin, end):
         w = weight.ctypes.data + panel * weight.strides[0]
         row = 0
-        while row < x.shape[0]:
-            at = x.ctypes.data + row * x.strides[0]
-            rows = _tile(kind, x.shape[0] - row, at, x.strides[0], w, acc.ctypes.data, k)
-            finish_panel(acc, 0, rows, bias, panel, epilogue, out[row:])
-            row += rows
+        while row < rows:
+            at = x_at + row * x_stride
+            done = _tile(kind, rows - row, at, x_stride, w, acc.ctypes.data, k)
+            finish_panel(acc, 0, done, bias, panel, epilogue, out[row:])
+            row += done
 
 
 @kernel(parallel=True)

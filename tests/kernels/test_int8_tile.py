@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from kernels.cpu.int8_tile import make_int8_tile, pair_product
+from kernels.cpu.int8_tile import make_int8_tile, pair_product, widen_quads
 from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, Kind, host_features
 from kernels.cpu.tile import Geometry, host_geometry
 
@@ -32,19 +32,24 @@ CASES = [
 ]
 
 
-def product(tile: Any, x: Any, w: Any, panel: int) -> Any:
-    """x [rows, k] uint8 by w [k, panel] int8 in int32."""
+def product(tile: Any, kind: Kind, x: Any, w: Any, panel: int, panels: int = 1) -> Any:
+    """x [rows, k] uint8 by w [k, panels * panel] int8 in int32."""
 
     @numba.njit
-    def run(x: Any, packed: Any, acc: Any) -> None:
-        tile(x.ctypes.data, x.strides[0], packed.ctypes.data, acc.ctypes.data, x.shape[1] // 4)
+    def run(x: Any, packed: Any, acc: Any, quads: int) -> None:
+        tile(x.ctypes.data, x.strides[0], packed.ctypes.data, acc.ctypes.data, quads)
 
     rows, k = x.shape
-    packed = np.ascontiguousarray(w.reshape(k // 4, 4, panel).transpose(0, 2, 1))
-    acc = np.full((rows + 1, panel), 77, np.int32)
-    run(x, packed, acc)
-    assert (acc[rows] == 77).all(), "written past its rows"
-    return acc[:rows]
+    columns = w.reshape(k // 4, 4, panels, panel)
+    packed = np.ascontiguousarray(columns.transpose(2, 0, 3, 1))
+    acc = np.full((panels * rows + 1, panel), 77, np.int32)
+    if kind == Kind.INT8:
+        wide = np.zeros((rows, k // 2), np.uint32)
+        widen_quads(x, wide)
+        x = wide
+    run(x, packed, acc, k // 4)
+    assert (acc[-1] == 77).all(), "written past its rows"
+    return np.concatenate(acc[:-1].reshape(panels, rows, panel), axis=1)
 
 
 @pytest.mark.parametrize(("kind", "geometry", "features"), CASES)
@@ -60,9 +65,24 @@ def test_sums_are_exact(
         w = generator.integers(-128, 128, (k, panel), np.int8)
         x[0], w[:, 0], w[:, 1] = 255, -128, 127  # where sums of 16 bits would be cut off
         exact = x.astype(np.int64) @ w.astype(np.int64)
-        assert (product(tile, x, w, panel) == exact).all()
-    nothing = product(tile, np.empty((rows, 0), np.uint8), np.empty((0, panel), np.int8), panel)
+        assert (product(tile, kind, x, w, panel) == exact).all()
+    nothing = product(
+        tile, kind, np.empty((rows, 0), np.uint8), np.empty((0, panel), np.int8), panel
+    )
     assert not nothing.any()
+
+
+@pytest.mark.parametrize(("kind", "geometry", "features"), CASES)
+def test_a_row_goes_through_several_panels_at_once(
+    kind: Kind, geometry: Geometry, features: frozenset[str]
+) -> None:
+    panel = geometry.lanes * geometry.vectors
+    tile = make_int8_tile(1, kind, geometry, features, panels=3)
+    generator = np.random.default_rng(1)
+    x = generator.integers(0, 256, (1, 20), np.uint8)
+    w = generator.integers(-128, 128, (20, 3 * panel), np.int8)
+    exact = x.astype(np.int64) @ w.astype(np.int64)
+    assert (product(tile, kind, x, w, panel, 3) == exact).all()
 
 
 def test_the_product_of_pairs_is_the_hosts() -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from benchmarks.compare.environment import LLAMA_BIN, Peers
 from benchmarks.compare.models import EMBEDDED_NAME
+from kernels.cpu.kinds import BF16_KINDS, Kind
 
+# Without instructions for it torch is many times slower in bf16 than in fp32, which nobody would choose.
+HAS_BF16 = BF16_KINDS[0] != Kind.BF16
+NO_BF16 = "this CPU has no bf16 instructions: fp32 is many times faster"
 THREADS = len(os.sched_getaffinity(0))
 MAX_IN_FLIGHT = 16  # of the loads through HTTP
 
@@ -26,6 +30,10 @@ class Engine:
     weights: str
     is_wide: bool = False  # measured at 32 and 64 streams, too
 
+    @property
+    def is_hopeless(self) -> bool:
+        return self.peer == "transformers" and self.form == "bfloat16" and not HAS_BF16
+
 
 ENGINES = (
     Engine("Continuo fp32", "continuo", "continuo", "hf", "float32", "float32"),
@@ -40,7 +48,7 @@ ENGINES = (
     ),
     Engine(
         "transformers continuous fp32",
-        "transformers", "transformers-continuous", "hf", "float32", "float32",
+        "transformers", "transformers-continuous", "hf", "float32", "float32", not HAS_BF16,
     ),
     Engine("llama.cpp bf16", "llama.cpp", "llama.cpp", "gguf-bf16", "bf16", "bf16"),
     Engine("Continuo int8", "continuo", "continuo", "hf", "int8", "int8", True),
@@ -87,7 +95,8 @@ SERVERS = (
     Server("llama.cpp bf16", "llama.cpp", "gguf-bf16", "bf16", "/health"),
     # It takes text only, refuses ignore_eos (the checkpoint names no end token), and sends no [DONE].
     Server(
-        "transformers continuous bf16", "transformers", "hf", "bfloat16", "/health",
+        f"transformers continuous {'bf16' if HAS_BF16 else 'fp32'}",
+        "transformers", "hf", "bfloat16" if HAS_BF16 else "float32", "/health",
         ("--prompts", "text", "--no-ignore-eos", "--no-needs-done"), True,
     ),
     Server("Continuo int8", "continuo", "hf", "int8", "/ready"),

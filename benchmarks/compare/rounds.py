@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.compare.engines import (
+    NO_BF16,
     PROMPT_TOKENS,
     REFERENCE,
     SERVERS,
@@ -80,6 +81,9 @@ class ModelRounds:
                 continue
             if (reason := self._peers.missing.get(engine.peer)) is not None:
                 samples.drop(self._plan.model, OFFLINE, engine.name, reason)
+                continue
+            if engine.is_hopeless:
+                samples.drop(self._plan.model, OFFLINE, engine.name, NO_BF16)
                 continue
             self._say(f"{self._plan.model}: loading {engine.name}")
             try:

@@ -38,10 +38,10 @@ def _multiply_tiles(
     for i in range(step):
         row = min((tile + i) * height, last)
         num_done = (tile + i) * height - row
-        sums = acc[i * MAX_TILE_ROWS : (i + 1) * MAX_TILE_ROWS]
+        sums = acc.ctypes.data + (i * MAX_TILE_ROWS + num_done) * acc.strides[0]
         if steps is not None:
-            dequantize_panel(sums, num_done, height, steps, row, panel)
-        finish_panel(sums, num_done, height, bias, panel, epilogue, out[row:])
+            dequantize_panel(sums, height - num_done, steps, panel, row + num_done)
+        finish_panel(sums, height - num_done, bias, panel, epilogue, out, row + num_done)
 
 
 @njit(error_model="numpy")

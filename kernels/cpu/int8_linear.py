@@ -24,7 +24,7 @@ from kernels.cpu.arrays import Array, as_array, huge_empty
 from kernels.cpu.compiled import kernel
 from kernels.cpu.int8_tile import QUAD, make_int8_tile, widen_quads
 from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, INT8_KINDS, Kind
-from kernels.cpu.panel import aligned_rows, finish_panel
+from kernels.cpu.panel import aligned_rows, finish_panel, keep
 from kernels.cpu.quantize import ZERO, dequantize_panel, quantize_rows
 from kernels.cpu.tile import GEOMETRY, PANEL
 
@@ -148,6 +148,7 @@ def _panels(
         amx_panels(q, steps, weight, bias, epilogue, out, begin, end)
         return
     acc = aligned_rows(max(_ROWS, _PANELS))
+    acc_at = acc.ctypes.data
     rows, quads, x_at, x_stride = len(q), q.shape[1] // QUAD, q.ctypes.data, q.strides[0]
     wide = np.empty((rows if kind == Kind.INT8 else 0, 2 * quads), np.uint32)
     if kind == Kind.INT8:  # here once, not in every panel
@@ -156,22 +157,24 @@ def _panels(
     while rows == 1 and _PANELS > 1 and begin + _PANELS <= end:
         w = weight.ctypes.data + begin * weight.strides[0]
         if kind == Kind.INT8:
-            _wide_one(x_at, 0, w, acc.ctypes.data, quads)
+            _wide_one(x_at, 0, w, acc_at, quads)
         else:
-            _dot_one(x_at, 0, w, acc.ctypes.data, quads)
+            _dot_one(x_at, 0, w, acc_at, quads)
         for i in range(_PANELS):
-            dequantize_panel(acc[i:], 0, 1, steps, 0, begin + i)
-            finish_panel(acc[i:], 0, 1, bias, begin + i, epilogue, out)
+            sums = acc_at + i * acc.strides[0]
+            dequantize_panel(sums, 1, steps, begin + i, 0)
+            finish_panel(sums, 1, bias, begin + i, epilogue, out, 0)
         begin += _PANELS
     for panel in range(begin, end):
         w = weight.ctypes.data + panel * weight.strides[0]
         row = 0
         while row < rows:
             at = x_at + row * x_stride
-            done = _tile(kind, rows - row, at, x_stride, w, acc.ctypes.data, quads)
-            dequantize_panel(acc, 0, done, steps, row, panel)
-            finish_panel(acc, 0, done, bias, panel, epilogue, out[row:])
+            done = _tile(kind, rows - row, at, x_stride, w, acc_at, quads)
+            dequantize_panel(acc_at, done, steps, panel, row)
+            finish_panel(acc_at, done, bias, panel, epilogue, out, row)
             row += done
+    keep(acc, wide)
 
 
 @kernel()

@@ -1,8 +1,9 @@
 """Linear layers on prepacked weights: out = epilogue(x @ weight.T + bias), every row in one fixed order.
 
-    packed F32 and BF16   [panels, k, PANEL]
-    packed BF16_DOT       [panels, k / 2, PANEL, 2]               seen as the same shape
-    packed BF16_AMX       [panels, k / 32, 4, 16, PANEL / 4, 2]   seen as the same shape
+    packed F32        [panels, k, PANEL]
+    packed BF16       [panels, k, PANEL / 2 / lanes, lanes, 2]   seen as the same shape
+    packed BF16_DOT   [panels, k / 2, PANEL, 2]                  seen as the same shape
+    packed BF16_AMX   [panels, k / 32, 4, 16, PANEL / 4, 2]      seen as the same shape
 
 A panel is read once for all row tiles of its columns, so one row streams the weights and many rows find
 them in L2.
@@ -31,7 +32,7 @@ from kernels.cpu.epilogue import GELU_TANH as GELU_TANH
 from kernels.cpu.epilogue import NONE as NONE
 from kernels.cpu.int8_linear import PackedInt8, int8_linear
 from kernels.cpu.kinds import BF16_KINDS, CAN_COMPILE_DOT, Kind
-from kernels.cpu.panel import aligned_rows, finish_panel
+from kernels.cpu.panel import aligned_rows, finish_panel, keep
 from kernels.cpu.scalar import widen
 from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 
@@ -42,7 +43,7 @@ _STEPS = {Kind.BF16: 1, Kind.BF16_DOT: 2, Kind.BF16_AMX: _CHUNK}  # of k, in one
 _PARALLEL_BYTES = 1 << 20
 _PARALLEL_MACS = 3 << 20
 
-_ROWS = GEOMETRY.rows
+_LANES, _ROWS = GEOMETRY.lanes, GEOMETRY.rows
 # Eight rows of two vectors are two tiles of four: two rows behind six would wait for their additions.
 _SPLITS_EIGHT = GEOMETRY.vectors == 2
 _ONE_PANELS, _TWO_PANELS = GEOMETRY.streams, max(1, GEOMETRY.streams // 2)  # of one row, of two
@@ -97,6 +98,9 @@ def _place(kind: int, k: int, column: int) -> int:
         return chunk + tile + k % _CHUNK // 2 * 32 + column % 16 * 2 + k % 2
     if kind == Kind.BF16_DOT:
         return (k // 2 * PANEL + column) * 2 + k % 2
+    if kind == Kind.BF16:  # two vectors, a lane of the one beside the same of the other
+        pair, place = column // (2 * _LANES) * (2 * _LANES), column % (2 * _LANES)
+        return k * PANEL + pair + place % _LANES * 2 + place // _LANES
     return k * PANEL + column
 
 
@@ -192,6 +196,7 @@ def _linear_panels(
         return
     k = weight.shape[1]
     acc = aligned_rows(max(_ROWS, _ONE_PANELS, 2 * _TWO_PANELS))
+    acc_at = acc.ctypes.data
     rows, x_at, x_stride = x.shape[0], x.ctypes.data, x.strides[0]
     wide = np.empty((rows if kind == Kind.BF16 else 0, k), np.float32)
     if kind == Kind.BF16:  # here once, not in every panel
@@ -201,20 +206,22 @@ def _linear_panels(
     while panels > 1 and begin + panels <= end:
         w = weight.ctypes.data + begin * weight.strides[0]
         if rows == 1:
-            _one_row(kind, x_at, w, acc.ctypes.data, k)
+            _one_row(kind, x_at, w, acc_at, k)
         else:
-            _two_rows(kind, x_at, x_stride, w, acc.ctypes.data, k)
+            _two_rows(kind, x_at, x_stride, w, acc_at, k)
         for i in range(panels):
-            finish_panel(acc[i * rows :], 0, rows, bias, begin + i, epilogue, out)
+            sums = acc_at + i * rows * acc.strides[0]
+            finish_panel(sums, rows, bias, begin + i, epilogue, out, 0)
         begin += panels
     for panel in range(begin, end):
         w = weight.ctypes.data + panel * weight.strides[0]
         row = 0
         while row < rows:
             at = x_at + row * x_stride
-            done = _tile(kind, rows - row, at, x_stride, w, acc.ctypes.data, k)
-            finish_panel(acc, 0, done, bias, panel, epilogue, out[row:])
+            done = _tile(kind, rows - row, at, x_stride, w, acc_at, k)
+            finish_panel(acc_at, done, bias, panel, epilogue, out, row)
             row += done
+    keep(acc, wide)
 
 
 @kernel(parallel=True)

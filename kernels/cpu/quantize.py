@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 from kernels.cpu.scalar import widen
-from kernels.cpu.tile import GEOMETRY
+from kernels.cpu.tile import GEOMETRY, PANEL
 
 ZERO = 128  # what 0 is in uint8
 _LEVELS = np.float32(127.0)
@@ -122,15 +122,14 @@ _dequantize: Any = intrinsic(_type_dequantize)
 
 
 @njit(error_model="numpy")
-def dequantize_panel(acc: Any, begin: int, end: int, steps: Any, row: int, panel: int) -> None:
-    """acc[i], begin <= i < end, of row + i of x: int32 sums become fp32 in their place.
+def dequantize_panel(acc: int, rows: int, steps: Any, panel: int, row: int) -> None:
+    """acc[i], i < rows, of row + i of x: int32 sums become fp32 in their place. `acc`: an address.
 
     `steps`: each output's offset, int32, and scale, fp32; each row's scale, fp32.
     """
     offsets, scales, row_scales = steps
-    first = panel * acc.shape[1]
+    first = panel * PANEL
     offsets_at = offsets.ctypes.data + first * offsets.itemsize
     scales_at = scales.ctypes.data + first * scales.itemsize
-    for i in range(begin, end):
-        at = acc.ctypes.data + i * acc.strides[0]
-        _dequantize(at, offsets_at, scales_at, row_scales[row + i])
+    for i in range(rows):
+        _dequantize(acc + 4 * PANEL * i, offsets_at, scales_at, row_scales[row + i])

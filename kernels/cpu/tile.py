@@ -58,10 +58,9 @@ _AHEAD_BYTES = 4096
 # With AVX2 they gain (8 rows: 15 % in fp32) where the next panel comes while they multiply this one.
 FETCHES_NEXT_PANEL = GEOMETRY.vectors == 2
 
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), GEOMETRY.lanes)
 _INTS = ir.VectorType(_I32, GEOMETRY.lanes)
-_SHORTS = ir.VectorType(_I16, GEOMETRY.lanes)
 
 
 class _BFloatType(ir.types._BaseFloatType):  # type: ignore[misc]
@@ -90,17 +89,24 @@ def _splat(builder: ir.IRBuilder, scalar: ir.Value, of: ir.VectorType) -> ir.Val
     )
 
 
-def _widen(builder: ir.IRBuilder, shorts: ir.Value) -> ir.Value:
-    bits = builder.shl(builder.zext(shorts, _INTS), ir.Constant(_INTS, [16] * _INTS.count))
-    return builder.bitcast(bits, _FLOATS)
-
-
-def _load_w(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
-    if kind == Kind.F32:
-        return _load(builder, address, _FLOATS, 4)
-    if kind == Kind.BF16:
-        return _widen(builder, _load(builder, address, _SHORTS, 2))
-    return builder.bitcast(_load(builder, address, _INTS, 4), _BFLOATS)
+def _load_columns(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> list[ir.Value]:
+    """GEOMETRY.vectors of one k. Two of bf16 lie together, each lane of 32 bits with one of either: widening
+    by a shift and a mask takes half as long as by shuffles."""
+    if kind != Kind.BF16:
+        columns = []
+        for v in range(GEOMETRY.vectors):
+            at = builder.add(address, _I64(v * GEOMETRY.lanes * 4))
+            vector = _load(builder, at, _FLOATS if kind == Kind.F32 else _INTS, 4)
+            columns.append(vector if kind == Kind.F32 else builder.bitcast(vector, _BFLOATS))
+        return columns
+    columns = []
+    for pair in range(GEOMETRY.vectors // 2):
+        at = builder.add(address, _I64(pair * GEOMETRY.lanes * 4))
+        both = _load(builder, at, _INTS, 4)
+        first = builder.shl(both, ir.Constant(_INTS, [16] * _INTS.count))
+        second = builder.and_(both, ir.Constant(_INTS, [0xFFFF0000] * _INTS.count))
+        columns += [builder.bitcast(half, _FLOATS) for half in (first, second)]
+    return columns
 
 
 def _load_x(builder: ir.IRBuilder, kind: Kind, address: ir.Value) -> ir.Value:
@@ -136,7 +142,7 @@ def make_tile(rows: int, kind: Kind, panels: int = 1) -> Any:
     `depth` counts steps over k: pairs for BF16_DOT, whose w is [panels, k / 2, PANEL, 2]; else w is
     [panels, k, PANEL]. x is fp32, or bf16 for BF16_DOT. `acc` [panels, rows, PANEL] fp32 is overwritten.
     """
-    w_vector_bytes = GEOMETRY.lanes * (2 if kind == Kind.BF16 else 4)
+    step_bytes = _I64(PANEL * (2 if kind == Kind.BF16 else 4))
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
         x, x_stride, w, acc, depth = args
@@ -147,16 +153,12 @@ def make_tile(rows: int, kind: Kind, panels: int = 1) -> Any:
             for _ in range(panels)
         ]
         multiply_add = _declare_multiply_add(builder.module, kind)
-        step_bytes = _I64(GEOMETRY.vectors * w_vector_bytes)
         panel_bytes = builder.mul(depth, step_bytes)
         with cgutils.for_range(builder, depth) as loop:
             x_at = builder.add(x, builder.mul(loop.index, _I64(4)))
             w_at = builder.add(w, builder.mul(loop.index, step_bytes))
             for panel in range(panels):
-                columns = [
-                    _load_w(builder, kind, builder.add(w_at, _I64(v * w_vector_bytes)))
-                    for v in range(GEOMETRY.vectors)
-                ]
+                columns = _load_columns(builder, kind, w_at)
                 if rows == panels == 1 or (rows >= 4 and FETCHES_NEXT_PANEL):
                     ahead = _I64(_AHEAD_BYTES) if rows == 1 else panel_bytes
                     for at in range(0, step_bytes.constant, 64):

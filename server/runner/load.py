@@ -43,8 +43,9 @@ _DEFAULT_SIZES = {"cpu": (64, 512), "cuda": (256, 4096)}
 
 # Generated rows that take as long as what a step takes for itself, by what multiplies the weights. BF16_DOT
 # as measured on two cores of an EPYC (1, 4 and 8 rows of the embedded model: 0.48, 0.77 and 1.3 ms; of a 124M
-# one 4 and 8 rows take 1.1 to 1.3 and 1.6 times the time of one); the others from it by bytes and products.
-_NUM_FREE_ROWS = {Kind.F32: 4.0, Kind.BF16: 2.0, Kind.BF16_DOT: 5.0, Kind.BF16_AMX: 8.0}
+# one 4 and 8 rows take 1.1 to 1.3 and 1.6 times the time of one). F32 and BF16 on two cores with AVX2 (embedded
+# model, 1 and 8 rows: 0.86 and 2.0 ms in bf16, 1.3 and 3.3 in fp32); AMX by bytes and products.
+_NUM_FREE_ROWS = {Kind.F32: 4.0, Kind.BF16: 4.0, Kind.BF16_DOT: 5.0, Kind.BF16_AMX: 8.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,8 @@ def _dtype(
         return config.dtype, ""
     if device == "cuda":
         return "bfloat16", ": half the bytes of float32, and its range"
-    if bf16_kind != Kind.BF16:
-        return "bfloat16", ": this CPU multiplies it directly, in half the bytes of float32"
-    return "float32", ": this CPU has no bfloat16 dot product"
+    how = "widens it as it reads" if bf16_kind == Kind.BF16 else "multiplies it directly"
+    return "bfloat16", f": half the bytes of float32, and this CPU {how}"
 
 
 def _quantization_lines(config: EngineConfig, gpt_config: GPTConfig) -> list[str]:

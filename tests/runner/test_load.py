@@ -23,10 +23,10 @@ def test_auto_is_resolved_and_said(tiny_model_dir: Path) -> None:
     found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16_DOT, has_gpu=False)
     assert (found.config.device, found.config.dtype) == ("cpu", "bfloat16")
     assert found.limits == Limits(16384, 64, 512, 16)
-    assert any("bfloat16: this CPU" in line for line in found.lines)
+    assert any("this CPU multiplies it directly" in line for line in found.lines)
     found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16, has_gpu=False)
-    assert found.config.dtype == "float32"
-    assert any("float32: this CPU has no" in line for line in found.lines)
+    assert found.config.dtype == "bfloat16"
+    assert any("this CPU widens it as it reads" in line for line in found.lines)
     found = resolve(EngineConfig(), gpt_config, bf16_kind=Kind.BF16, has_gpu=True)
     assert (found.config.device, found.config.dtype) == ("cuda", "bfloat16")
     assert found.limits == Limits(16384, 256, 4096, 16)

@@ -43,8 +43,8 @@ _DEFAULT_SIZES = {"cpu": (64, 512), "cuda": (256, 4096)}
 
 # Generated rows that take as long as what a step takes for itself, by what multiplies the weights. BF16_DOT
 # as measured on two cores of an EPYC (1, 4 and 8 rows of the embedded model: 0.48, 0.77 and 1.3 ms; of a 124M
-# one 4 and 8 rows take 1.1 to 1.3 and 1.6 times the time of one). F32 and BF16 on two cores with AVX2 (1 and 8
-# rows of the embedded model: 0.86 and 2.0 ms in bf16, 1.3 and 3.3 in fp32); AMX by bytes and products.
+# one 4 and 8 rows take 1.1 to 1.3 and 1.6 times the time of one). F32 and BF16 on two cores with AVX2 (1 and
+# 8 rows of the embedded model: 0.86 and 2.0 ms in bf16, 1.3 and 3.3 in fp32); AMX by bytes and products.
 _NUM_FREE_ROWS = {Kind.F32: 4.0, Kind.BF16: 4.0, Kind.BF16_DOT: 5.0, Kind.BF16_AMX: 8.0}
 
 

@@ -72,10 +72,15 @@ def _latency(axes: Any, samples: Samples, model: str) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.legend(fontsize=6)
+    else:
+        axes.set_axis_off()  # not measured
 
 
 def _shares(axes: Any, samples: Samples, model: str) -> None:
     engines = _engines(samples, model, OFFLINE, SHARE)
+    if not engines:  # a cache may hold the model
+        axes.set_axis_off()
+        return
     shares = [samples.median(Case(model, OFFLINE, engine, 1), SHARE) for engine in engines]
     axes.barh(engines, shares, color=[_COLORS[engine.split()[0]] for engine in engines])
     axes.invert_yaxis()

@@ -39,9 +39,9 @@ from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 _CHUNK = CHUNK_BYTES // 2
 _STEPS = {Kind.BF16: 1, Kind.BF16_DOT: 2, Kind.BF16_AMX: _CHUNK}  # of k, in one instruction
 
-# Below both, a second thread costs more than it saves. The bits are the same either way. AVX2 as measured
-# (embedded model, one row: 1,130 tokens/s, 1,010 with a border of 1 MB); wider vectors are through sooner.
-_PARALLEL_BYTES = (384 if GEOMETRY.vectors == 2 else 1024) << 10
+# Below both, a second thread costs more than it saves, most of all where another process has the core. The
+# bits are the same either way.
+_PARALLEL_BYTES = 1 << 20
 _PARALLEL_MACS = 3 << 20
 
 _LANES, _ROWS = GEOMETRY.lanes, GEOMETRY.rows

@@ -64,19 +64,19 @@ def text_of(events: str) -> str:
 
 @contextmanager
 def streams_at_both(server: Server, **fields: Any) -> Iterator[list[_Stream]]:
-    """Running ones, of worker 0 and 1, once both take connections: one may have been started just now."""
-    found: dict[int, _Stream] = {}
+    """Running ones, of worker 0 and 1, once both take connections: one may have been started just now. The
+    last two that were opened, as those before them may be finished."""
+    opened: list[_Stream] = []
     with ExitStack() as stack:
 
         def open_one() -> bool:
             client = stack.enter_context(httpx.Client(base_url=server.address, timeout=60))
             request = client.stream("POST", "/v1/completions", json={**RESUMABLE, **fields})
-            stream = _Stream(stack.enter_context(request))
-            found.setdefault(stream.worker, stream)
-            return len(found) == 2
+            opened.append(_Stream(stack.enter_context(request)))
+            return {stream.worker for stream in opened[-2:]} == {0, 1}
 
         wait_for(open_one, "both workers take connections")
-        yield [found[0], found[1]]
+        yield sorted(opened[-2:], key=lambda stream: stream.worker)
 
 
 def complete(server: Server, **fields: Any) -> str:
@@ -108,16 +108,17 @@ def test_an_engine_that_is_killed_is_replaced_for_both(server: Server) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(server: Server) -> None:
-    alone = complete(server, seed=5)
+    long = {"seed": 5, "max_tokens": 2000}  # not finished, and wholly in a socket, before the signal
+    alone = complete(server, **long)
     pid = server.pid_of("api 1")
-    with streams_at_both(server, seed=5) as streams:
+    with streams_at_both(server, **long) as streams:
         os.kill(pid, signal.SIGKILL)
         assert streams[0].rest() == alone
         with pytest.raises(httpx.TransportError):
             streams[1].rest()
     wait_for(lambda: server.pid_of("api 1") not in (0, pid), "there is another one")
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "its sequence is gone")
-    with streams_at_both(server, seed=5) as streams:
+    with streams_at_both(server, **long) as streams:
         resumed = server.client.get(f"/v1/completions/{streams[1].id}/stream")
         assert text_of(resumed.text) == alone
         with httpx.Client(base_url=server.address, timeout=60) as client:

@@ -108,7 +108,10 @@ def test_an_engine_that_is_killed_is_replaced_for_both(server: Server) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(server: Server) -> None:
-    long = {"seed": 5, "max_tokens": 2000}  # not finished, and wholly in a socket, before the signal
+    long = {
+        "seed": 5,
+        "max_tokens": 2000,
+    }  # not finished, and wholly in a socket, before the signal
     alone = complete(server, **long)
     pid = server.pid_of("api 1")
     with streams_at_both(server, **long) as streams:

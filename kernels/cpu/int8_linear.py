@@ -26,10 +26,11 @@ from kernels.cpu.int8_tile import QUAD, make_int8_tile, widen_quads
 from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, INT8_KINDS, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel, keep
 from kernels.cpu.quantize import ZERO, dequantize_panel, quantize_rows
+from kernels.cpu.scratch import INT8_CHUNK, words_per_row
+from kernels.cpu.share import share
 from kernels.cpu.tile import GEOMETRY, PANEL
 
-_CHUNK = 64  # of k, which every packed width is a multiple of
-MAX_N_IN = (2**31 - 1) // (127 * 127) // _CHUNK * _CHUNK  # 133,120: a sum is an int32
+MAX_N_IN = (2**31 - 1) // (127 * 127) // INT8_CHUNK * INT8_CHUNK  # 133,120: a sum is an int32
 
 # Below both, a second thread costs more than it saves. The bits are the same either way.
 _PARALLEL_BYTES = 512 << 10
@@ -61,6 +62,11 @@ class PackedInt8:
     n_in: int
     n_out: int
 
+    @property
+    def scratch_words(self) -> int:
+        """That a row of x takes in `linear`."""
+        return words_per_row(self.kind, self.n_in)
+
 
 def pack_int8(
     weight: Tensor, bias: Tensor | None, kinds: Sequence[Kind] = INT8_KINDS
@@ -72,7 +78,7 @@ def pack_int8(
         raise ValueError(f"int8 sums over {n_in} products could overflow: at most {MAX_N_IN}")
     if kinds[0] not in INT8_KINDS:
         raise ValueError(f"{kinds[0].name} cannot run in this process")
-    panels, width = -(-n_out // PANEL), -(-n_in // _CHUNK) * _CHUNK
+    panels, width = -(-n_out // PANEL), -(-n_in // INT8_CHUNK) * INT8_CHUNK
     packed = huge_empty((panels, width, PANEL), torch.int8)
     offsets = np.zeros(panels * PANEL, np.int32)
     scales, padded = (np.zeros(panels * PANEL, np.float32) for _ in range(2))
@@ -141,8 +147,8 @@ def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, quads: 
 
 @njit(error_model="numpy")
 def _panels(
-    q: Any, steps: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int,
-    end: int,
+    q: Any, wide: Any, steps: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any,
+    begin: int, end: int,
 ) -> None:  # fmt: skip
     if kind == Kind.INT8_AMX:
         amx_panels(q, steps, weight, bias, epilogue, out, begin, end)
@@ -150,9 +156,7 @@ def _panels(
     acc = aligned_rows(max(_ROWS, _PANELS))
     acc_at = acc.ctypes.data
     rows, quads, x_at, x_stride = len(q), q.shape[1] // QUAD, q.ctypes.data, q.strides[0]
-    wide = np.empty((rows if kind == Kind.INT8 else 0, 2 * quads), np.uint32)
-    if kind == Kind.INT8:  # here once, not in every panel
-        widen_quads(q, wide)
+    if kind == Kind.INT8:
         x_at, x_stride = wide.ctypes.data, wide.strides[0]
     while rows == 1 and _PANELS > 1 and begin + _PANELS <= end:
         w = weight.ctypes.data + begin * weight.strides[0]
@@ -177,56 +181,62 @@ def _panels(
     keep(acc, wide)
 
 
-@kernel()
-def _linear_alone(
-    x: Any, weight: Any, offsets: Any, scales: Any, kind: int, bias: Any, epilogue: int, out: Any
-) -> None:
-    q = np.empty((len(x), weight.shape[1]), np.uint8)
-    row_scales = np.empty(len(x), np.float32)
-    quantize_rows(x, q, row_scales, 0, len(x))
-    steps = offsets, scales, row_scales
-    _panels(q, steps, weight, kind, bias, epilogue, out, 0, len(weight))
+@njit(error_model="numpy")
+def _parts_of(scratch: Any, rows: int, width: int, kind: int) -> Any:
+    """Where a call's rows go: as bytes, as `widen_quads` leaves them, once a call and not in every panel
+    (no rows where nothing is widened), and their scales."""
+    words = rows * width // QUAD
+    num_wide = 2 * words if kind == Kind.INT8 else 0
+    wide = scratch[:num_wide].view(np.uint32).reshape(2 * num_wide // width, width // 2)
+    q = scratch[num_wide : num_wide + words].view(np.uint8).reshape(rows, width)
+    return q, wide, scratch[num_wide + words : num_wide + words + rows]
+
+
+@njit(error_model="numpy")
+def _quantize(x: Any, q: Any, wide: Any, row_scales: Any, begin: int, end: int) -> None:
+    quantize_rows(x, q, row_scales, begin, end)
+    if len(wide) > 0:
+        widen_quads(q[begin:end], wide[begin:end])
 
 
 @kernel(parallel=True)
 def _linear_threads(
     x: Any, weight: Any, offsets: Any, scales: Any, kind: int, bias: Any, epilogue: int, out: Any,
-    num_threads: int,
+    scratch: Any, num_threads: int,
 ) -> None:  # fmt: skip
     rows, panels = len(x), len(weight)
-    q = np.empty((rows, weight.shape[1]), np.uint8)
-    row_scales = np.empty(rows, np.float32)
+    q, wide, row_scales = _parts_of(scratch, rows, weight.shape[1], kind)
     if x.size < _PARALLEL_ELEMENTS:
-        quantize_rows(x, q, row_scales, 0, rows)
+        _quantize(x, q, wide, row_scales, 0, rows)
     else:
         for index in prange(num_threads):
-            thread = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
-            begin, end = thread * rows // num_threads, (thread + 1) * rows // num_threads
-            quantize_rows(x, q, row_scales, begin, end)
+            begin, end = share(index, num_threads, rows)
+            _quantize(x, q, wide, row_scales, begin, end)
     for index in prange(num_threads):
-        thread = np.int64(index)
-        begin, end = thread * panels // num_threads, (thread + 1) * panels // num_threads
+        begin, end = share(index, num_threads, panels)
         steps = offsets, scales, row_scales
-        _panels(q, steps, weight, kind, bias, epilogue, out, begin, end)
+        _panels(q, wide, steps, weight, kind, bias, epilogue, out, begin, end)
 
 
-_Arguments = tuple[Array, Array, Array, Array, int, Array, int, Array]
-
-
-def kernel_arguments(x: Array, packed: PackedInt8, epilogue: int, out: Array) -> _Arguments:
-    """In the order of the kernels above."""
-    return (
-        x, packed.weight, packed.offsets, packed.scales, packed.kind.value, packed.bias, epilogue, out
-    )  # fmt: skip
-
-
-def int8_linear(x: Array, packed: PackedInt8, epilogue: int, out: Array) -> None:
-    """x [rows, n_in] fp32 or bf16, contiguous in a row; out as of `linear`."""
-    arguments = kernel_arguments(x, packed, epilogue, out)
-    num_bytes = packed.weight.nbytes
-    is_small = num_bytes < _PARALLEL_BYTES and len(x) * num_bytes < _PARALLEL_MACS
-    num_threads = 1 if is_small else numba.get_num_threads()
-    if num_threads == 1:
-        _linear_alone(*arguments)
+@kernel()
+def int8_linear_kernel(
+    x: Any, weight: Any, offsets: Any, scales: Any, kind: int, bias: Any, epilogue: int, out: Any,
+    scratch: Any, num_threads: int,
+) -> None:  # fmt: skip
+    """`int8_linear` for compiled code, on at most `num_threads`."""
+    is_small = weight.size < _PARALLEL_BYTES and len(x) * weight.size < _PARALLEL_MACS
+    if is_small or num_threads == 1:
+        q, wide, row_scales = _parts_of(scratch, len(x), weight.shape[1], kind)
+        _quantize(x, q, wide, row_scales, 0, len(x))
+        steps = offsets, scales, row_scales
+        _panels(q, wide, steps, weight, kind, bias, epilogue, out, 0, len(weight))
     else:
-        _linear_threads(*arguments, num_threads)
+        _linear_threads(x, weight, offsets, scales, kind, bias, epilogue, out, scratch, num_threads)
+
+
+def int8_linear(x: Array, packed: PackedInt8, epilogue: int, out: Array, scratch: Array) -> None:
+    """x [rows, n_in] fp32 or bf16, contiguous in a row; out and scratch as of `linear`."""
+    int8_linear_kernel(
+        x, packed.weight, packed.offsets, packed.scales, packed.kind.value, packed.bias, epilogue, out,
+        scratch, numba.get_num_threads(),
+    )  # fmt: skip

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
@@ -34,15 +33,17 @@ from kernels.cpu.int8_linear import PackedInt8, int8_linear
 from kernels.cpu.kinds import BF16_KINDS, CAN_COMPILE_DOT, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel, keep
 from kernels.cpu.scalar import widen
+from kernels.cpu.scratch import kind_of, new_scratch, words_per_row
+from kernels.cpu.share import share
 from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
 
 _CHUNK = CHUNK_BYTES // 2
-_STEPS = {Kind.BF16: 1, Kind.BF16_DOT: 2, Kind.BF16_AMX: _CHUNK}  # of k, in one instruction
 
 # Below both, a second thread costs more than it saves, most of all where another process has the core. The
 # bits are the same either way.
 _PARALLEL_BYTES = 1 << 20
 _PARALLEL_MACS = 3 << 20
+_PARALLEL_ELEMENTS = 64 << 10  # of x, to widen
 
 _LANES, _ROWS = GEOMETRY.lanes, GEOMETRY.rows
 # Eight rows of two vectors are two tiles of four: two rows behind six would wait for their additions.
@@ -70,6 +71,14 @@ class PackedLinear:
     kind: Kind
     n_out: int
 
+    @property
+    def scratch_words(self) -> int:
+        """That a row of x takes in `linear`."""
+        return words_per_row(self.kind, self.weight.shape[1])
+
+
+Packed = PackedLinear | PackedInt8
+
 
 def pack_linear(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype, kinds: Sequence[Kind] = BF16_KINDS
@@ -79,8 +88,7 @@ def pack_linear(
     bfloat16 takes the first of `kinds` that has instructions for this n_in.
     """
     n_out, n_in = weight.shape
-    fitting = (kind for kind in kinds if n_in % _STEPS[kind] == 0)
-    kind = Kind.F32 if dtype == torch.float32 else next(fitting)
+    kind = kind_of(dtype, n_in, kinds)
     if kind not in (Kind.F32, *BF16_KINDS):
         raise ValueError(f"{kind.name} cannot run in this process")
     packed = huge_empty((-(-n_out // PANEL), n_in, PANEL), dtype)
@@ -182,26 +190,32 @@ def _two_rows(kind: int, x: int, x_stride: int, w: int, acc: int, k: int) -> Non
 
 
 @njit(error_model="numpy")
-def _widen_rows(x: Any, wide: Any) -> None:
-    for row in range(len(x)):
+def _widen_rows(x: Any, wide: Any, begin: int, end: int) -> None:
+    for row in range(begin, end):
         for j in range(x.shape[1]):
             wide[row, j] = widen(x[row, j])
 
 
-@kernel()
-def _linear_panels(
-    x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int, end: int
-) -> None:
+@njit(error_model="numpy")
+def _wide_rows(x: Any, kind: int, scratch: Any) -> Any:
+    """Where x goes as fp32: once a call, and not in every panel. No rows where nothing is widened."""
+    rows = len(x) if kind == Kind.BF16 else 0
+    return scratch[: rows * x.shape[1]].reshape(rows, x.shape[1])
+
+
+@njit(error_model="numpy")
+def _panels(
+    x: Any, wide: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, begin: int,
+    end: int,
+) -> None:  # fmt: skip
     if kind == Kind.BF16_AMX:
         amx_panels(x, None, weight, bias, epilogue, out, begin, end)
         return
     k = weight.shape[1]
     acc = aligned_rows(max(_ROWS, _ONE_PANELS, 2 * _TWO_PANELS))
     acc_at = acc.ctypes.data
-    rows, x_at, x_stride = x.shape[0], x.ctypes.data, x.strides[0]
-    wide = np.empty((rows if kind == Kind.BF16 else 0, k), np.float32)
-    if kind == Kind.BF16:  # here once, not in every panel
-        _widen_rows(x, wide)
+    rows, x_at, x_stride = len(x), x.ctypes.data, x.strides[0]
+    if kind == Kind.BF16:
         x_at, x_stride = wide.ctypes.data, wide.strides[0]
     panels = _ONE_PANELS if rows == 1 else _TWO_PANELS if rows == 2 else 1
     while panels > 1 and begin + panels <= end:
@@ -227,27 +241,53 @@ def _linear_panels(
 
 @kernel(parallel=True)
 def _linear_threads(
-    x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, num_threads: int
-) -> None:
-    panels = weight.shape[0]
-    for index in prange(num_threads):
-        thread = np.int64(index)  # prange counts in uint64, which mixes with int64 to a float
-        begin, end = thread * panels // num_threads, (thread + 1) * panels // num_threads
-        _linear_panels(x, weight, kind, bias, epilogue, out, begin, end)
-
-
-def linear(x: Array, packed: PackedLinear | PackedInt8, epilogue: int, out: Array) -> None:
-    """x [rows, n_in] of the weight's dtype, for int8 of either; out [rows, n_out] of any dtype, float32
-    for ADD."""
-    if isinstance(packed, PackedInt8):
-        int8_linear(x, packed, epilogue, out)
-        return
-    weight = packed.weight
-    if weight.nbytes < _PARALLEL_BYTES and x.shape[0] * weight.size < _PARALLEL_MACS:
-        _linear_panels(x, weight, packed.kind.value, packed.bias, epilogue, out, 0, weight.shape[0])
-        return
-    num_threads = numba.get_num_threads()
-    if num_threads == 1:
-        _linear_panels(x, weight, packed.kind.value, packed.bias, epilogue, out, 0, weight.shape[0])
+    x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, scratch: Any,
+    num_threads: int,
+) -> None:  # fmt: skip
+    panels, wide = len(weight), _wide_rows(x, kind, scratch)
+    rows = len(wide)
+    if wide.size < _PARALLEL_ELEMENTS:
+        _widen_rows(x, wide, 0, rows)
     else:
-        _linear_threads(x, weight, packed.kind.value, packed.bias, epilogue, out, num_threads)
+        for index in prange(num_threads):
+            begin, end = share(index, num_threads, rows)
+            _widen_rows(x, wide, begin, end)
+    for index in prange(num_threads):
+        begin, end = share(index, num_threads, panels)
+        _panels(x, wide, weight, kind, bias, epilogue, out, begin, end)
+
+
+@kernel()
+def linear_kernel(
+    x: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any, scratch: Any,
+    num_threads: int,
+) -> None:  # fmt: skip
+    """`linear` for compiled code: of an fp32 or bf16 weight, on at most `num_threads`."""
+    num_bytes = weight.size * weight.itemsize
+    is_small = num_bytes < _PARALLEL_BYTES and len(x) * weight.size < _PARALLEL_MACS
+    if is_small or num_threads == 1:
+        wide = _wide_rows(x, kind, scratch)
+        _widen_rows(x, wide, 0, len(wide))
+        _panels(x, wide, weight, kind, bias, epilogue, out, 0, len(weight))
+    else:
+        _linear_threads(x, weight, kind, bias, epilogue, out, scratch, num_threads)
+
+
+def linear(
+    x: Array,
+    packed: Packed,
+    epilogue: int,
+    out: Array,
+    scratch: Array | None = None,
+) -> None:
+    """x [rows, n_in] of the weight's dtype, for int8 of either; out [rows, n_out] of any dtype, float32
+    for ADD. `scratch`: `packed.scratch_words` a row or more, made for the call if it is left out."""
+    if scratch is None:
+        scratch = new_scratch(len(x), packed.scratch_words)
+    if isinstance(packed, PackedInt8):
+        int8_linear(x, packed, epilogue, out, scratch)
+        return
+    linear_kernel(
+        x, packed.weight, packed.kind.value, packed.bias, epilogue, out, scratch,
+        numba.get_num_threads(),
+    )  # fmt: skip

@@ -123,7 +123,7 @@ def _seq_len(seq_lens: Any, row: int, k_cache: Any, block_tables: Any) -> Any:
     return min(max(np.int64(seq_lens[row]), 1), block_tables.shape[1] * k_cache.shape[2])
 
 
-@kernel()
+@njit(error_model="numpy")
 def _attend_share(
     qkv: Any, k_cache: Any, v_cache: Any, seq_lens: Any, rows: Any, block_tables: Any, scale: Any,
     out: Any, thread: int, num_threads: int,
@@ -167,6 +167,20 @@ def _attend_threads(
         )
 
 
+@kernel()
+def paged_attention_kernel(
+    qkv: Any, k_cache: Any, v_cache: Any, seq_lens: Any, rows: Any, block_tables: Any, scale: Any,
+    out: Any, num_kv_tokens: int, num_threads: int,
+) -> None:  # fmt: skip
+    """`paged_attention` for compiled code, on at most `num_threads`."""
+    if num_kv_tokens * qkv.shape[1] < _PARALLEL_ELEMENTS or num_threads == 1:
+        _attend_share(qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, 0, 1)
+    else:
+        _attend_threads(
+            qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, num_threads
+        )
+
+
 def paged_attention(
     qkv: Array,  # [num_decodes, 3 * n_embd], only the queries are read
     k_cache: Array,  # [num_blocks, n_head, block_size, head_dim]
@@ -179,9 +193,7 @@ def paged_attention(
     num_kv_tokens: int,  # sum of seq_lens, known once a step: decides on threads only
 ) -> None:
     """Attention of generated rows. Queries, caches and `out` share one dtype."""
-    arguments = qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out
-    num_threads = numba.get_num_threads()
-    if num_kv_tokens * qkv.shape[1] < _PARALLEL_ELEMENTS or num_threads == 1:
-        _attend_share(*arguments, 0, 1)
-    else:
-        _attend_threads(*arguments, num_threads)
+    paged_attention_kernel(
+        qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, num_kv_tokens,
+        numba.get_num_threads(),
+    )  # fmt: skip

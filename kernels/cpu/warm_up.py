@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.cpu import int8_linear, linear, logprobs, paged_attention, prefill_attention, sampler
+from kernels.cpu import logprobs, prefill_attention, sampler
 from kernels.cpu.arrays import as_array
 from kernels.cpu.embedding import embed
+from kernels.cpu.int8_linear import PackedInt8, pack_int8
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
+from kernels.cpu.linear import NONE, Packed, linear, pack_linear
+from kernels.cpu.paged_attention import paged_attention
+from kernels.cpu.short_step import layer_table, run_layers
 from kernels.cpu.step_inputs import step_inputs
 from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 
@@ -20,10 +24,7 @@ def warm_up(dtype: torch.dtype, quantization: str = "none") -> None:
     """Runs each kernel once on one row of zeros, on one thread and in its parallel form. Of the linears
     those that a model of this `quantization` calls, "none" or "int8"."""
     _warm_up_model(dtype)
-    if quantization == "int8":
-        _warm_up_int8(dtype)
-    else:
-        _warm_up_linears(dtype)
+    _warm_up_linears(dtype, quantization)
     _warm_up_sampling()
 
 
@@ -39,32 +40,37 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     embed(ids, ids, hidden, hidden, fp32)
     layer_norm(fp32, fp32[0], fp32[0], one, hidden)
     write_kv(qkv, k, v, ids)
-    decode = qkv, k, v, lens, index, tables, one, hidden
-    paged_attention._attend_share(*decode, 0, 1)
-    paged_attention._attend_threads(*decode, 1)
+    paged_attention(qkv, k, v, lens, index, tables, one, hidden, 1)
     prefill = qkv, k, v, borders, lens, index, tables, one, hidden
     prefill_attention._count_tasks(borders, 1)
     prefill_attention._attend_task(*prefill, 0)
     prefill_attention._attend_threads(*prefill, 1)
 
 
-def _warm_up_linears(dtype: torch.dtype) -> None:
-    for weight in (torch.zeros(_WIDTH, _WIDTH), torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t()):
-        packed = linear.pack_linear(weight, None, dtype)
+def _warm_up_linears(dtype: torch.dtype, quantization: str) -> None:
+    """Float weights are packed by strides: as they are stored, and transposed."""
+    weight = torch.zeros(_WIDTH, _WIDTH)
+    if quantization == "int8":
+        packed: Packed = pack_int8(weight, None)
+    else:
+        pack_linear(torch.zeros(_WIDTH, 2 * _WIDTH)[:, ::2].t(), None, dtype)
+        packed = pack_linear(weight, None, dtype)
     x, fp32 = (as_array(torch.zeros(1, _WIDTH, dtype=each)) for each in (dtype, torch.float32))
     for out in (x, fp32):
-        arguments = x, packed.weight, packed.kind.value, packed.bias, linear.NONE, out
-        linear._linear_panels(*arguments, 0, 1)
-        linear._linear_threads(*arguments, 1)
+        linear(x, packed, NONE, out)
+    _warm_up_short_step(packed, dtype)
 
 
-def _warm_up_int8(dtype: torch.dtype) -> None:
-    packed = int8_linear.pack_int8(torch.zeros(_WIDTH, _WIDTH), None)
-    x, fp32 = (as_array(torch.zeros(1, _WIDTH, dtype=each)) for each in (dtype, torch.float32))
-    for out in (x, fp32):
-        arguments = int8_linear.kernel_arguments(x, packed, linear.NONE, out)
-        int8_linear._linear_alone(*arguments)
-        int8_linear._linear_threads(*arguments, 1)
+def _warm_up_short_step(packed: Packed, dtype: torch.dtype) -> None:
+    """No layers, and no rows of them: what is compiled does not know how many there are."""
+    none, norms = np.zeros(0, np.float32), np.zeros((1, 2, 2, _WIDTH), np.float32)
+    table = layer_table([[packed] * 4], NONE, norms, none)
+    x = as_array(torch.zeros(1, _WIDTH, dtype=dtype))
+    cache, index = x.reshape(1, 1, 1, 1, _WIDTH), np.zeros(1, np.int32)
+    step = np.zeros(1, np.int64), index, index, index[None]
+    activations = np.zeros((1, _WIDTH), np.float32), x, x, x
+    is_int8 = isinstance(packed, PackedInt8)
+    run_layers(table, np.float32(1.0), (cache, cache), step, activations, none, is_int8=is_int8)
 
 
 def _warm_up_sampling() -> None:

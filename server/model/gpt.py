@@ -7,7 +7,7 @@ residual (fp32) ─ ln_1 ─ c_attn ─ write K, V ─ attention ─ c_proj ─�
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,37 +16,39 @@ from torch import Tensor
 from kernels.cpu import linear as linears
 from kernels.cpu.arrays import Array, as_array
 from kernels.cpu.embedding import embed
-from kernels.cpu.int8_linear import PackedInt8, pack_int8
+from kernels.cpu.int8_linear import pack_int8
 from kernels.cpu.kv_write import write_kv
 from kernels.cpu.layer_norm import layer_norm
-from kernels.cpu.linear import PackedLinear, linear, pack_linear
+from kernels.cpu.linear import Packed, linear, pack_linear
 from kernels.cpu.paged_attention import paged_attention
 from kernels.cpu.prefill_attention import prefill_attention
+from kernels.cpu.scratch import new_scratch
+from kernels.cpu.short_step import LayerTable, layer_table, run_layers
 from server.config import Quantization
 from server.model.checkpoint import GPTWeights, LayerNormWeights, LinearWeights
 from server.model.config import GPTConfig
 from server.model.inputs import StepInputs
 from server.model.kv_cache import KVCache
 
-_Packed = PackedLinear | PackedInt8
 _ACTIVATIONS = {"gelu_tanh": linears.GELU_TANH, "gelu_erf": linears.GELU_ERF}
 
 
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: Array
-    bias: Array
+# Products of a step of generated rows that all layers run in one call for: some 0.2 s at the most.
+_SHORT_MACS = 4 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    ln_1: _Norm
-    c_attn: _Packed
-    attn_c_proj: _Packed
-    ln_2: _Norm
-    c_fc: _Packed
-    mlp_c_proj: _Packed
+class _Layer(NamedTuple):
+    ln_1: Array  # [2, n_embd]: weight, bias
+    c_attn: Packed
+    attn_c_proj: Packed
+    ln_2: Array
+    c_fc: Packed
+    mlp_c_proj: Packed
     attention_scale: np.float32
+
+    @property
+    def linears(self) -> tuple[Packed, ...]:
+        return self.c_attn, self.attn_c_proj, self.c_fc, self.mlp_c_proj
 
 
 class GPT:
@@ -63,15 +65,15 @@ class GPT:
         dtype: torch.dtype,
         quantization: Quantization = "none",
     ) -> None:
-        def norm(part: LayerNormWeights) -> _Norm:
-            return _Norm(as_array(part.weight.float()), as_array(part.bias.float()))
+        def norm(part: LayerNormWeights) -> Array:
+            return as_array(torch.stack((part.weight.float(), part.bias.float())))
 
-        def pack(weight: Tensor, bias: Tensor | None) -> _Packed:
+        def pack(weight: Tensor, bias: Tensor | None) -> Packed:
             if quantization == "int8":
                 return pack_int8(weight, bias)
             return pack_linear(weight, bias, dtype)
 
-        def packed(part: LinearWeights) -> _Packed:
+        def packed(part: LinearWeights) -> Packed:
             return pack(part.weight, part.bias)
 
         self.config = config
@@ -80,53 +82,95 @@ class GPT:
         self._wpe = as_array(weights.wpe.to(dtype))
         self._ln_f = norm(weights.ln_f)
         self._lm_head = pack(weights.lm_head, None)
-        self._layers = [
-            _Layer(
-                norm(layer.ln_1), packed(layer.c_attn), packed(layer.attn_c_proj),
-                norm(layer.ln_2), packed(layer.c_fc), packed(layer.mlp_c_proj),
-                np.float32(config.attention_scale(index)),
-            )
-            for index, layer in enumerate(weights.layers)
-        ]  # fmt: skip
+        self._norms: Array = np.empty((config.n_layer, 2, 2, config.n_embd), np.float32)
+        self._layers = []
+        for index, layer in enumerate(weights.layers):
+            self._norms[index] = norm(layer.ln_1), norm(layer.ln_2)
+            self._layers.append(
+                _Layer(
+                    self._norms[index, 0], packed(layer.c_attn), packed(layer.attn_c_proj),
+                    self._norms[index, 1], packed(layer.c_fc), packed(layer.mlp_c_proj),
+                    np.float32(config.attention_scale(index)),
+                )
+            )  # fmt: skip
         self._activation = _ACTIVATIONS[config.activation]
         self._eps = np.float32(config.layer_norm_epsilon)
-        self._rows = self._first_rows = _Rows(config, dtype, 1)
+        self._is_int8 = quantization == "int8"
+        every = [self._lm_head, *(packed for layer in self._layers for packed in layer.linears)]
+        self._scratch_words = max(getattr(packed, "scratch_words", 0) for packed in every)
+        self._table = self._layer_table()
+        self._rows = self._first_rows = _Rows(config, dtype, 1, self._scratch_words)
 
     def forward(
         self,
         inputs: StepInputs,
         kv_cache: KVCache,
-        on_layer: Callable[[], object] | None = None,
+        on_layer: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """Hidden rows [num_tokens, n_embd] after ln_f, in the compute dtype.
 
         Writes K and V of every row to its slot. The memory returned is the GPT's until the next call.
-        `on_layer` is called behind each layer: a long prompt may take a minute.
+        `on_layer` is called behind each layer of a step that is not short: a long prompt may take a minute.
         """
         step = _Step(inputs)
         rows = self._rows_for(len(step.token_ids))
         embed(step.token_ids, step.positions, self._wte, self._wpe, rows.residual)
-        for layer, k, v in zip(self._layers, kv_cache.k_arrays, kv_cache.v_arrays, strict=True):
-            layer_norm(rows.residual, layer.ln_1.weight, layer.ln_1.bias, self._eps, rows.hidden)
-            linear(rows.hidden, layer.c_attn, linears.NONE, rows.qkv)
+        if self._is_short(step):
+            self._run_at_once(step, kv_cache, rows)
+        else:
+            self._run_layers(step, kv_cache, rows, on_layer)
+        layer_norm(rows.residual, self._ln_f[0], self._ln_f[1], self._eps, rows.hidden)
+        return rows.hidden_tensor
+
+    def _run_layers(
+        self, step: _Step, kv_cache: KVCache, rows: _Rows, on_layer: Callable[[], object]
+    ) -> None:
+        caches = kv_cache.k_array, kv_cache.v_array
+        for layer, k, v in zip(self._layers, *caches, strict=True):
+            layer_norm(rows.residual, layer.ln_1[0], layer.ln_1[1], self._eps, rows.hidden)
+            linear(rows.hidden, layer.c_attn, linears.NONE, rows.qkv, rows.scratch)
             write_kv(rows.qkv, k, v, step.slot_mapping)
             step.attend(rows.qkv, k, v, layer.attention_scale, rows.hidden)
-            linear(rows.hidden, layer.attn_c_proj, linears.ADD, rows.residual)
-            layer_norm(rows.residual, layer.ln_2.weight, layer.ln_2.bias, self._eps, rows.hidden)
-            linear(rows.hidden, layer.c_fc, self._activation, rows.inner)
-            linear(rows.inner, layer.mlp_c_proj, linears.ADD, rows.residual)
-            if on_layer is not None:
-                on_layer()
-        layer_norm(rows.residual, self._ln_f.weight, self._ln_f.bias, self._eps, rows.hidden)
-        return rows.hidden_tensor
+            linear(rows.hidden, layer.attn_c_proj, linears.ADD, rows.residual, rows.scratch)
+            layer_norm(rows.residual, layer.ln_2[0], layer.ln_2[1], self._eps, rows.hidden)
+            linear(rows.hidden, layer.c_fc, self._activation, rows.inner, rows.scratch)
+            linear(rows.inner, layer.mlp_c_proj, linears.ADD, rows.residual, rows.scratch)
+            on_layer()
+
+    def _run_at_once(self, step: _Step, kv_cache: KVCache, rows: _Rows) -> None:
+        assert self._table is not None, "a step without it is not short"
+        run_layers(
+            self._table, self._eps, (kv_cache.k_array, kv_cache.v_array),
+            (step.slot_mapping, step.seq_lens, step.decode_rows, step.block_tables),
+            (rows.residual, rows.hidden, rows.qkv, rows.inner), rows.scratch, is_int8=self._is_int8,
+        )  # fmt: skip
 
     def logits(self, hidden_rows: Tensor, out: Tensor) -> None:
         """fp32 `out` [n, vocab_size], contiguous, of rows of what `forward` returned."""
-        linear(as_array(hidden_rows.contiguous()), self._lm_head, linears.NONE, out.numpy())
+        x = as_array(hidden_rows.contiguous())
+        linear(x, self._lm_head, linears.NONE, out.numpy(), self._rows.scratch)
+
+    def _is_short(self, step: _Step) -> bool:
+        """Whether it may run in one call: not if that could take so long that the engine seems to hang."""
+        if step.num_prefill_tokens or self._table is None:
+            return False
+        n, inner, n_layer = self.config.n_embd, self.config.n_inner, self.config.n_layer
+        linear_macs = len(step.token_ids) * (4 * n * n + 2 * n * inner)
+        return n_layer * (linear_macs + 2 * step.num_kv_tokens * n) <= _SHORT_MACS
+
+    def _layer_table(self) -> LayerTable | None:
+        """None where the linears are somebody else's."""
+        layers = [layer.linears for layer in self._layers]
+        if not all(isinstance(packed, Packed) for layer in layers for packed in layer):
+            return None
+        scales = np.stack([layer.attention_scale for layer in self._layers])
+        return layer_table(layers, self._activation, self._norms, scales)
 
     def _rows_for(self, num_tokens: int) -> _Rows:
         if num_tokens > len(self._rows.residual):
-            self._rows = self._first_rows = _Rows(self.config, self.dtype, num_tokens)
+            self._rows = self._first_rows = _Rows(
+                self.config, self.dtype, num_tokens, self._scratch_words
+            )
         if num_tokens != len(self._first_rows.residual):
             self._first_rows = self._rows.first(num_tokens)
         return self._first_rows
@@ -135,12 +179,15 @@ class GPT:
 class _Rows:
     """The activations of a step's rows. Kept between steps: fresh memory costs a page fault every 4 KiB."""
 
-    def __init__(self, config: GPTConfig, dtype: torch.dtype, num_rows: int) -> None:
+    def __init__(
+        self, config: GPTConfig, dtype: torch.dtype, num_rows: int, scratch_words: int
+    ) -> None:
         self.residual: Array = np.empty((num_rows, config.n_embd), np.float32)
         self.hidden_tensor = torch.empty(num_rows, config.n_embd, dtype=dtype)
         self.hidden = as_array(self.hidden_tensor)  # the norms' output, then the attention's
         self.qkv = as_array(torch.empty(num_rows, 3 * config.n_embd, dtype=dtype))
         self.inner = as_array(torch.empty(num_rows, config.n_inner, dtype=dtype))
+        self.scratch = new_scratch(num_rows, scratch_words)
 
     def first(self, num_rows: int) -> _Rows:
         view = object.__new__(_Rows)
@@ -149,6 +196,7 @@ class _Rows:
         view.hidden = self.hidden[:num_rows]
         view.qkv = self.qkv[:num_rows]
         view.inner = self.inner[:num_rows]
+        view.scratch = self.scratch
         return view
 
 
@@ -159,26 +207,26 @@ class _Step:
         self.token_ids = inputs.token_ids.numpy()
         self.positions = inputs.positions.numpy()
         self.slot_mapping = inputs.slot_mapping.numpy()
-        self._num_prefill_tokens = inputs.num_prefill_tokens
-        self._block_tables = inputs.block_tables.numpy()
-        if self._num_prefill_tokens:
+        self.num_prefill_tokens = inputs.num_prefill_tokens
+        self.block_tables = inputs.block_tables.numpy()
+        if self.num_prefill_tokens:
             self._cu_seqlens_q = inputs.cu_seqlens_q.numpy()
             self._prefill_seq_lens = inputs.prefill_seq_lens.numpy()
             self._prefill_rows = inputs.prefill_rows.numpy()
-        self._seq_lens = inputs.seq_lens.numpy()
-        self._decode_rows = inputs.decode_rows.numpy()
-        self._num_kv_tokens = int(self._seq_lens.sum())
+        self.seq_lens = inputs.seq_lens.numpy()
+        self.decode_rows = inputs.decode_rows.numpy()
+        self.num_kv_tokens = int(self.seq_lens.sum())
 
     def attend(self, qkv: Array, k: Array, v: Array, scale: np.float32, out: Array) -> None:
         """Prompt rows by the prefill kernel, generated rows by the decode kernel."""
-        split = self._num_prefill_tokens
+        split = self.num_prefill_tokens
         if split:
             prefill_attention(
                 qkv[:split], k, v, self._cu_seqlens_q, self._prefill_seq_lens, self._prefill_rows,
-                self._block_tables, scale, out[:split],
+                self.block_tables, scale, out[:split],
             )  # fmt: skip
-        if len(self._seq_lens):
+        if len(self.seq_lens):
             paged_attention(
-                qkv[split:], k, v, self._seq_lens, self._decode_rows, self._block_tables, scale,
-                out[split:], self._num_kv_tokens,
+                qkv[split:], k, v, self.seq_lens, self.decode_rows, self.block_tables, scale,
+                out[split:], self.num_kv_tokens,
             )  # fmt: skip

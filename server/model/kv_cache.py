@@ -24,8 +24,8 @@ class KVCache:
     v: tuple[Tensor, ...]
     num_blocks: int
     block_size: int
-    k_arrays: tuple[Array, ...] = field(repr=False)  # the same memory, for the CPU kernels
-    v_arrays: tuple[Array, ...] = field(repr=False)
+    k_array: Array = field(repr=False)  # [n_layer, ...], the same memory, for the CPU kernels
+    v_array: Array = field(repr=False)
 
     @staticmethod
     def allocate(
@@ -34,9 +34,8 @@ class KVCache:
         """Memory that is not written yet: the system commits it as blocks are first used."""
         shape = (2, config.n_layer, num_blocks, config.n_head, block_size, config.head_dim)
         keys, values = huge_empty(shape, dtype)
-        k, v = tuple(keys), tuple(values)
-        k_arrays, v_arrays = tuple(map(as_array, k)), tuple(map(as_array, v))
-        return KVCache(k, v, num_blocks, block_size, k_arrays, v_arrays)
+        arrays = as_array(keys), as_array(values)
+        return KVCache(tuple(keys), tuple(values), num_blocks, block_size, *arrays)
 
     @staticmethod
     def bytes_per_block(config: GPTConfig, block_size: int, dtype: torch.dtype) -> int:

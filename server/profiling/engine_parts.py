@@ -94,10 +94,15 @@ def gpt_patches(module: ModuleType) -> list[Patch]:
 
     return [
         Patch(gpt, "forward", Part.MODEL, part_of=part_of_model),
+        Patch(gpt, "_is_short", Part.MODEL, instead=_never),  # one call has no parts
         Patch(gpt, "logits", Part.HEAD),
         Patch(module, "linear", Part.LINEAR, part_of=part_of_linear),
         *(Patch(module, name, part) for name, part in _KERNELS.items()),
     ]
+
+
+def _never(*_: object) -> bool:
+    return False
 
 
 def _roles_of(model: Any) -> dict[int, int]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from kernels.cpu.kinds import INT8_KINDS
+from kernels.cpu.scratch import kind_of, words_per_row
 from kernels.sampling_rows import mask_words
 from server.budget import Part, shown, total_bytes
 from server.config import EngineConfig, Limits
@@ -144,8 +146,10 @@ def _workspace(
     vocab_size, num_tokens = config.vocab_size, limits.max_num_batched_tokens
     # fp32 residual; hidden, qkv (3) and the MLP's inner rows in the compute dtype
     activations = 4 * config.n_embd + dtype.itemsize * (4 * config.n_embd + config.n_inner)
-    if is_int8:  # the widest rows as bytes, each with its scale, while a linear runs
-        activations += max(config.n_embd, config.n_inner) + 4
+    activations += 4 * max(
+        words_per_row(INT8_KINDS[0] if is_int8 else kind_of(dtype, width), width)
+        for width in (config.n_embd, config.n_inner)
+    )  # the rows of a linear that runs, as its weights want them
     logprobs = 2 * 8 * (1 + MAX_TOP)  # ids and values, as arrays and packed
     row = 4 * (limits.max_model_len + limits.blocks_per_seq) + 4 * mask_words(vocab_size)
     return (

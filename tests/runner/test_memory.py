@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from kernels.cpu.int8_linear import pack_int8
+from kernels.cpu.scratch import kind_of, words_per_row
 from server.budget import shown
-from server.config import EngineConfig, Limits
+from server.config import EngineConfig, Limits, Quantization
 from server.errors import ConfigError
 from server.model.config import GPTConfig
 from server.model.kv_cache import KVCache
 from server.runner.cpu_runner import num_logit_rows
 from server.runner.memory import MemoryPlan, available_bytes, plan_memory, weights_bytes
 from server.runner.rows import Rows
+from tests.runner.rig import load_tiny
 
 GPT2 = GPTConfig(
     vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, n_inner=3072
@@ -49,8 +52,6 @@ def test_int8_weights_are_counted_as_packed() -> None:
     bf16 = weights_bytes(GPT2, BF16)
     assert bf16 - expected == linears + 50257 * 768 - 8 * outputs
     assert plan(quantization="int8").weights_bytes == expected
-    more = plan(quantization="int8").workspace_bytes - plan().workspace_bytes
-    assert more == 512 * (3072 + 4), "a step's widest rows as bytes"
 
 
 def test_the_arrays_of_an_int8_linear_are_what_is_counted() -> None:
@@ -61,11 +62,26 @@ def test_the_arrays_of_an_int8_linear_are_what_is_counted() -> None:
 
 def test_the_workspace_counts_what_the_largest_step_takes() -> None:
     """83 rows of logits; 512 tokens of activations and 20 logprobs; 64 rows; a sampler a thread."""
-    activations = 4 * 768 + 2 * (4 * 768 + 3072)
+    activations = 4 * 768 + 2 * (4 * 768 + 3072) + 4 * words_per_row(kind_of(BF16, 3072), 3072)
     rows = 64 * (4 * 1024 + 4 * 64 + 4 * 1571)
     most = 83 * 4 * 50257 + 512 * activations + 512 * 2 * 8 * 21 + rows
     assert plan(num_threads=0).workspace_bytes == most
     assert plan(num_threads=3).workspace_bytes == most + 3 * 16 * 50257
+
+
+@pytest.mark.parametrize("quantization", get_args(Quantization))
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_the_rows_of_the_largest_step_are_what_is_counted(
+    tiny_model_dir: Path, dtype: torch.dtype, quantization: Quantization
+) -> None:
+    model = load_tiny(tiny_model_dir, dtype, quantization)
+    limits = Limits(64, max_num_seqs=4, max_num_batched_tokens=48, block_size=16)
+    engine_config = EngineConfig(quantization=quantization)
+    parts = plan_memory(engine_config, model.config, dtype, limits, GIB, 2).workspace
+    rows = model._rows_for(48)
+    arrays = rows.residual, rows.hidden, rows.qkv, rows.inner, rows.scratch
+    counted = {part.name: part.max_bytes for part in parts}
+    assert sum(array.nbytes for array in arrays) == counted["activations"]
 
 
 def test_the_default_holds_every_sequence_at_full_length() -> None:

@@ -88,6 +88,19 @@ def test_in_a_batch_of_sixteen(
     assert make_rig(model).run(requests) == alone
 
 
+def test_in_one_call_a_step_and_kernel_by_kernel(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer]
+) -> None:
+    with patch.object(gpt, "run_layers", wraps=gpt.run_layers) as run_layers:
+        assert make_rig(model).run(requests) == alone
+    assert run_layers.call_count >= 10, "steps of generated rows only"
+    with (
+        patch.object(gpt, "_SHORT_MACS", 0),
+        patch.object(gpt, "run_layers", side_effect=AssertionError),
+    ):
+        assert make_rig(model).run(requests) == alone
+
+
 @pytest.mark.parametrize("num_tokens", [3, 17])
 def test_chunked(
     model: GPT, requests: list[SequenceRequest], alone: list[Answer], num_tokens: int

@@ -11,9 +11,17 @@ import numba
 import torch
 
 
-def set_threads(num_threads: int) -> None:
-    """Call once, before the first kernel. At most the cores that numba saw when it was imported."""
+def set_threads(num_threads: int) -> int:
+    """Call once, before the first kernel. Returns how many there are: at most the cores that numba saw
+    when it was imported."""
     config: Any = numba.config
     config.THREADING_LAYER = "omp"
-    numba.set_num_threads(max(1, min(num_threads, config.NUMBA_NUM_THREADS)))
+    most: int = max(1, min(num_threads, config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(most)
     torch.set_num_threads(num_threads)
+    return most
+
+
+def use_threads(num_threads: int) -> None:
+    """So many of them, from the next kernel on."""
+    numba.set_num_threads(num_threads)

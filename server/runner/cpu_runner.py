@@ -25,6 +25,7 @@ from server.runner.row_faults import fail_row, neutral, without_failed
 from server.runner.rows import Array, Rows
 from server.runner.runs import Runs, cut_runs
 from server.runner.step_inputs import build_inputs
+from server.runner.thread_choice import ThreadChoice
 from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
 
 # fp32 logits are made for as many rows at once as fit in here, in one buffer from the start. All rows of
@@ -54,6 +55,7 @@ class CpuRunner:
     row of which nothing is left fails, as does one that raises, and no other row is disturbed.
     Top logprobs and ranks are of ids that the tokenizer has; masks and bans do not change them.
     `board` is told that a step gets on: with every layer, and with the logits of some rows.
+    `threads` chooses how many a step runs on; without it, as many as are set.
     """
 
     max_steps_in_flight = 1
@@ -67,8 +69,10 @@ class CpuRunner:
         max_model_len: int,
         never_sampled_ids: Iterable[int] = (),
         board: Board | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self._model = model
+        self._threads = threads
         self._kv_cache = kv_cache
         self._tick: Callable[[], object] = _nothing if board is None else board.tick
         vocab_size = model.config.vocab_size
@@ -95,7 +99,11 @@ class CpuRunner:
             self._rows.write_drafts(drafts)
         if batch.scheduled:
             runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
+            if self._threads is not None:
+                self._threads.begin(runs.num_tokens, has_prefills=runs.num_prefills > 0)
             self._run(runs, batch.drafts, result)
+            if self._threads is not None:
+                self._threads.end()
         return FinishedStep(without_failed(result))
 
     def _fill(self, new_row: NewRow, result: StepResult) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from kernels.cpu.int8_linear import MAX_N_IN
 from kernels.cpu.kinds import BF16_KINDS, Kind
-from kernels.cpu.threads import set_threads
+from kernels.cpu.threads import set_threads, use_threads
 from kernels.cpu.warm_up import warm_up
 from server.board import Board
 from server.budget import Part
@@ -32,6 +32,7 @@ from server.runner.cpu_runner import CpuRunner
 from server.runner.fingerprint import system_fingerprint
 from server.runner.memory import available_bytes, plan_memory
 from server.runner.not_finite import warn_of_not_finite
+from server.runner.thread_choice import ThreadChoice
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def _build_cpu_runner(
     board: Board | None,
 ) -> LoadedRunner:
     config, limits, lines = resolved
-    set_threads(num_threads)
+    most_threads = set_threads(num_threads)
     dtype = DTYPES[config.dtype]
     plan = plan_memory(config, gpt_config, dtype, limits, available_bytes(), num_threads)
     checkpoint = Checkpoint(files, gpt_config)  # first: a bad file is refused before it is hashed
@@ -208,6 +209,7 @@ def _build_cpu_runner(
             max_model_len=limits.max_model_len,
             never_sampled_ids=never_sampled_ids,
             board=board,
+            threads=ThreadChoice(most_threads, use_threads),
         )
         warm_up(dtype, config.quantization)
     files.check_unchanged()

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.report import Report
 from server.config import EngineConfig
@@ -38,14 +40,13 @@ class Judge:
     """Logits of whole sequences, each alone, as one prompt."""
 
     def __init__(self, model: GPT, num_tokens: int) -> None:
-        import torch
 
         from server.model.kv_cache import KVCache
 
         blocks = -(-num_tokens // BLOCK_SIZE)
         self._model = model
         self._cache = KVCache.allocate(model.config, blocks, BLOCK_SIZE, model.dtype)
-        self._table = torch.arange(blocks, dtype=torch.int32)[None]
+        self._table = np.arange(blocks, dtype=np.int32)[None]
 
     def logits(self, ids: Tensor) -> Tensor:
         """[len(ids), vocab_size] fp32."""
@@ -54,10 +55,10 @@ class Judge:
         from server.model.inputs import StepInputs
 
         count = len(ids)
-        ints = partial(torch.tensor, dtype=torch.int32)
-        places = torch.arange(count)
+        ints = partial(np.array, dtype=np.int32)
+        places = np.arange(count)
         inputs = StepInputs(
-            token_ids=ids,
+            token_ids=ids.numpy(),
             positions=places,
             slot_mapping=places,
             num_prefill_tokens=count,

@@ -170,9 +170,12 @@ def _attend_threads(
 @kernel()
 def paged_attention_kernel(
     qkv: Any, k_cache: Any, v_cache: Any, seq_lens: Any, rows: Any, block_tables: Any, scale: Any,
-    out: Any, num_kv_tokens: int, num_threads: int,
+    out: Any, num_threads: int,
 ) -> None:  # fmt: skip
     """`paged_attention` for compiled code, on at most `num_threads`."""
+    num_kv_tokens = np.int64(0)
+    for row in range(len(seq_lens)):
+        num_kv_tokens += seq_lens[row]
     if num_kv_tokens * qkv.shape[1] < _PARALLEL_ELEMENTS or num_threads == 1:
         _attend_share(qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, 0, 1)
     else:
@@ -190,10 +193,9 @@ def paged_attention(
     block_tables: Array,  # [max_num_seqs, max_blocks_per_seq]
     scale: np.float32,
     out: Array,  # [num_decodes, n_embd]
-    num_kv_tokens: int,  # sum of seq_lens, known once a step: decides on threads only
 ) -> None:
     """Attention of generated rows. Queries, caches and `out` share one dtype."""
     paged_attention_kernel(
-        qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out, num_kv_tokens,
+        qkv, k_cache, v_cache, seq_lens, rows, block_tables, scale, out,
         numba.get_num_threads(),
     )  # fmt: skip

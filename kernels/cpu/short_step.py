@@ -93,17 +93,13 @@ def _run_layers(
     qkv: Any, inner: Any, scratch: Any, num_threads: int,
 ) -> None:  # fmt: skip
     linears, shapes, norms, scales = table
-    num_kv_tokens = np.int64(0)
-    for row in range(len(seq_lens)):
-        num_kv_tokens += seq_lens[row]
     for layer in range(len(scales)):
         at, norm, k, v = linears[layer], norms[layer], k_cache[layer], v_cache[layer]
         layer_norm(residual, norm[0, 0], norm[0, 1], eps, hidden)
         _linear(hidden, at[_C_ATTN], shapes[_C_ATTN], is_int8, qkv, scratch, num_threads)
         write_kv(qkv, k, v, slot_mapping)
         paged_attention_kernel(
-            qkv, k, v, seq_lens, rows, block_tables, scales[layer], hidden, num_kv_tokens,
-            num_threads,
+            qkv, k, v, seq_lens, rows, block_tables, scales[layer], hidden, num_threads,
         )  # fmt: skip
         _linear(
             hidden, at[_ATTN_C_PROJ], shapes[_ATTN_C_PROJ], is_int8, residual, scratch,

@@ -40,7 +40,7 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     embed(ids, ids, hidden, hidden, fp32)
     layer_norm(fp32, fp32[0], fp32[0], one, hidden)
     write_kv(qkv, k, v, ids)
-    paged_attention(qkv, k, v, lens, index, tables, one, hidden, 1)
+    paged_attention(qkv, k, v, lens, index, tables, one, hidden)
     prefill = qkv, k, v, borders, lens, index, tables, one, hidden
     prefill_attention._count_tasks(borders, 1)
     prefill_attention._attend_task(*prefill, 0)

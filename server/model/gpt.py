@@ -112,36 +112,35 @@ class GPT:
         Writes K and V of every row to its slot. The memory returned is the GPT's until the next call.
         `on_layer` is called behind each layer of a step that is not short: a long prompt may take a minute.
         """
-        step = _Step(inputs)
-        rows = self._rows_for(len(step.token_ids))
-        embed(step.token_ids, step.positions, self._wte, self._wpe, rows.residual)
-        if self._is_short(step):
-            self._run_at_once(step, kv_cache, rows)
+        rows = self._rows_for(len(inputs.token_ids))
+        embed(inputs.token_ids, inputs.positions, self._wte, self._wpe, rows.residual)
+        if self._is_short(inputs):
+            self._run_at_once(inputs, kv_cache, rows)
         else:
-            self._run_layers(step, kv_cache, rows, on_layer)
+            self._run_layers(inputs, kv_cache, rows, on_layer)
         layer_norm(rows.residual, self._ln_f[0], self._ln_f[1], self._eps, rows.hidden)
         return rows.hidden_tensor
 
     def _run_layers(
-        self, step: _Step, kv_cache: KVCache, rows: _Rows, on_layer: Callable[[], object]
+        self, inputs: StepInputs, kv_cache: KVCache, rows: _Rows, on_layer: Callable[[], object]
     ) -> None:
         caches = kv_cache.k_array, kv_cache.v_array
         for layer, k, v in zip(self._layers, *caches, strict=True):
             layer_norm(rows.residual, layer.ln_1[0], layer.ln_1[1], self._eps, rows.hidden)
             linear(rows.hidden, layer.c_attn, linears.NONE, rows.qkv, rows.scratch)
-            write_kv(rows.qkv, k, v, step.slot_mapping)
-            step.attend(rows.qkv, k, v, layer.attention_scale, rows.hidden)
+            write_kv(rows.qkv, k, v, inputs.slot_mapping)
+            _attend(inputs, rows.qkv, k, v, layer.attention_scale, rows.hidden)
             linear(rows.hidden, layer.attn_c_proj, linears.ADD, rows.residual, rows.scratch)
             layer_norm(rows.residual, layer.ln_2[0], layer.ln_2[1], self._eps, rows.hidden)
             linear(rows.hidden, layer.c_fc, self._activation, rows.inner, rows.scratch)
             linear(rows.inner, layer.mlp_c_proj, linears.ADD, rows.residual, rows.scratch)
             on_layer()
 
-    def _run_at_once(self, step: _Step, kv_cache: KVCache, rows: _Rows) -> None:
+    def _run_at_once(self, inputs: StepInputs, kv_cache: KVCache, rows: _Rows) -> None:
         assert self._table is not None, "a step without it is not short"
         run_layers(
             self._table, self._eps, (kv_cache.k_array, kv_cache.v_array),
-            (step.slot_mapping, step.seq_lens, step.decode_rows, step.block_tables),
+            (inputs.slot_mapping, inputs.seq_lens, inputs.decode_rows, inputs.block_tables),
             (rows.residual, rows.hidden, rows.qkv, rows.inner), rows.scratch, is_int8=self._is_int8,
         )  # fmt: skip
 
@@ -150,13 +149,13 @@ class GPT:
         x = as_array(hidden_rows.contiguous())
         linear(x, self._lm_head, linears.NONE, out.numpy(), self._rows.scratch)
 
-    def _is_short(self, step: _Step) -> bool:
+    def _is_short(self, inputs: StepInputs) -> bool:
         """Whether it may run in one call: not if that could take so long that the engine seems to hang."""
-        if step.num_prefill_tokens or self._table is None:
+        if inputs.num_prefill_tokens or self._table is None:
             return False
         n, inner, n_layer = self.config.n_embd, self.config.n_inner, self.config.n_layer
-        linear_macs = len(step.token_ids) * (4 * n * n + 2 * n * inner)
-        return n_layer * (linear_macs + 2 * step.num_kv_tokens * n) <= _SHORT_MACS
+        linear_macs = len(inputs.token_ids) * (4 * n * n + 2 * n * inner)
+        return n_layer * (linear_macs + 2 * int(inputs.seq_lens.sum()) * n) <= _SHORT_MACS
 
     def _layer_table(self) -> LayerTable | None:
         """None where the linears are somebody else's."""
@@ -200,33 +199,18 @@ class _Rows:
         return view
 
 
-class _Step:
-    """StepInputs as arrays, once a step."""
-
-    def __init__(self, inputs: StepInputs) -> None:
-        self.token_ids = inputs.token_ids.numpy()
-        self.positions = inputs.positions.numpy()
-        self.slot_mapping = inputs.slot_mapping.numpy()
-        self.num_prefill_tokens = inputs.num_prefill_tokens
-        self.block_tables = inputs.block_tables.numpy()
-        if self.num_prefill_tokens:
-            self._cu_seqlens_q = inputs.cu_seqlens_q.numpy()
-            self._prefill_seq_lens = inputs.prefill_seq_lens.numpy()
-            self._prefill_rows = inputs.prefill_rows.numpy()
-        self.seq_lens = inputs.seq_lens.numpy()
-        self.decode_rows = inputs.decode_rows.numpy()
-        self.num_kv_tokens = int(self.seq_lens.sum())
-
-    def attend(self, qkv: Array, k: Array, v: Array, scale: np.float32, out: Array) -> None:
-        """Prompt rows by the prefill kernel, generated rows by the decode kernel."""
-        split = self.num_prefill_tokens
-        if split:
-            prefill_attention(
-                qkv[:split], k, v, self._cu_seqlens_q, self._prefill_seq_lens, self._prefill_rows,
-                self.block_tables, scale, out[:split],
-            )  # fmt: skip
-        if len(self.seq_lens):
-            paged_attention(
-                qkv[split:], k, v, self.seq_lens, self.decode_rows, self.block_tables, scale,
-                out[split:], self.num_kv_tokens,
-            )  # fmt: skip
+def _attend(
+    inputs: StepInputs, qkv: Array, k: Array, v: Array, scale: np.float32, out: Array
+) -> None:
+    """Prompt rows by the prefill kernel, generated rows by the decode kernel."""
+    split = inputs.num_prefill_tokens
+    if split:
+        prefill_attention(
+            qkv[:split], k, v, inputs.cu_seqlens_q, inputs.prefill_seq_lens, inputs.prefill_rows,
+            inputs.block_tables, scale, out[:split],
+        )  # fmt: skip
+    if len(inputs.seq_lens):
+        paged_attention(
+            qkv[split:], k, v, inputs.seq_lens, inputs.decode_rows, inputs.block_tables, scale,
+            out[split:],
+        )  # fmt: skip

@@ -77,7 +77,6 @@ class CpuRunner:
         self._tick: Callable[[], object] = _nothing if board is None else board.tick
         vocab_size = model.config.vocab_size
         self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size, vocab_size)
-        self._block_tables = torch.from_numpy(self._rows.block_tables)
         # Filled: pages that are first touched under load would not be in the plan that was printed.
         self._logits = torch.empty(num_logit_rows(vocab_size), vocab_size).fill_(0)
         self._token_mask = np.zeros(vocab_size, np.float32)
@@ -115,7 +114,7 @@ class CpuRunner:
 
     @torch.inference_mode()
     def _run(self, runs: Runs, drafts: list[Drafts], result: StepResult) -> None:
-        inputs = build_inputs(runs, self._rows, self._block_tables)
+        inputs = build_inputs(runs, self._rows)
         hidden = self._model.forward(inputs, self._kv_cache, self._tick)
         for row, position, count, first in runs.table[: runs.num_prefills].tolist():
             num_top = self._params(row).prompt_logprobs

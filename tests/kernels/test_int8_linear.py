@@ -110,8 +110,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(kind: Kind, n_in: int, n_out: 
 
 
 @each_kind
-def test_threads_do_not_change_bits(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "_PARALLEL_BYTES", 0)
+def test_threads_do_not_change_bits(kind: Kind) -> None:
     packed = pack_int8(random(3, 2304, 768), None, (kind,))
     x = random(5, 200, 768)
     try:

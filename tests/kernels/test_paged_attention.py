@@ -9,18 +9,18 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cpu.arrays import as_array
-from kernels.cpu.paged_attention import _attend_share, paged_attention
+from kernels.cpu.paged_attention import _PARALLEL_ELEMENTS, _attend_share, paged_attention
 from kernels.cpu.threads import set_threads
 from tests.kernels.shapes import Paged, int32, paged_cache
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 
-def run(qkv: Tensor, paged: Paged, seq_lens: list[int], rows: list[int], num_kv: int = 0) -> Tensor:
+def run(qkv: Tensor, paged: Paged, seq_lens: list[int], rows: list[int]) -> Tensor:
     out = torch.empty(len(rows), qkv.shape[1] // 3, dtype=qkv.dtype)
     paged_attention(
         as_array(qkv), *paged.arrays(), as_array(int32(seq_lens)), as_array(int32(rows)),
-        as_array(paged.block_tables), np.float32(0.125), as_array(out), num_kv,
+        as_array(paged.block_tables), np.float32(0.125), as_array(out),
     )  # fmt: skip
     return out
 
@@ -51,7 +51,8 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_alone_in_a_batch_and_on_two_threads(dtype: torch.dtype) -> None:
-    lengths = [1, 15, 16, 17, 33, 250]
+    lengths = [1, 15, 16, 17, 250, 500]
+    assert sum(lengths) * 768 > _PARALLEL_ELEMENTS
     paged = paged_cache(lengths, 4, 64, 16, dtype)
     qkv = torch.randn(len(lengths), 3 * 256).to(dtype)
     whole = run(qkv, paged, lengths, list(range(6)))
@@ -59,7 +60,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_on_two_threads(dtype: torch.dtyp
         assert torch.equal(run(qkv[row : row + 1], paged, [length], [row])[0], whole[row])
     try:
         set_threads(2)
-        assert torch.equal(run(qkv, paged, lengths, list(range(6)), num_kv=1 << 30), whole)
+        assert torch.equal(run(qkv, paged, lengths, list(range(6))), whole)
     finally:
         set_threads(1)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from kernels.cpu.arrays import Array
 from server.model.inputs import StepInputs
 
 
-def _ints(values: list[int], dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.tensor(values, dtype=dtype)
+def _ints(values: list[int], dtype: type = np.int32) -> Array:
+    return np.array(values, dtype)
 
 
 def step_inputs(
@@ -32,14 +33,14 @@ def step_inputs(
     for _, _, ids in prefills:
         borders.append(borders[-1] + len(ids))
     return StepInputs(
-        token_ids=_ints([token for _, _, token in places], torch.int64),
-        positions=_ints([position for _, position, _ in places], torch.int64),
-        slot_mapping=_ints(slots, torch.int64),
+        token_ids=_ints([token for _, _, token in places], np.int64),
+        positions=_ints([position for _, position, _ in places], np.int64),
+        slot_mapping=_ints(slots, np.int64),
         num_prefill_tokens=num_prefill_tokens,
         cu_seqlens_q=_ints(borders),
         prefill_seq_lens=_ints([start + len(ids) for _, start, ids in prefills]),
         prefill_rows=_ints([row for row, _, _ in prefills]),
         seq_lens=_ints([position + 1 for _, position, _ in decodes]),
         decode_rows=_ints([row for row, _, _ in decodes]),
-        block_tables=block_tables,
+        block_tables=block_tables.numpy(),
     )

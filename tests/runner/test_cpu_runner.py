@@ -173,7 +173,7 @@ def test_a_range_is_cut_at_the_prompt_end() -> None:
     assert runs.num_decodes == 4
     assert runs.sampling_rows.tolist() == [1, 0]
     assert runs.sampling_index.tolist() == [6, 7]
-    inputs = build_inputs(runs, rows, torch.from_numpy(rows.block_tables))
+    inputs = build_inputs(runs, rows)
     assert inputs.token_ids.tolist() == [102, 103, 203, 204, 104, 105, 106, 8]
     assert inputs.positions.tolist() == [2, 3, 3, 4, 4, 5, 6, 8]
     assert inputs.slot_mapping.tolist() == [46, 47, 87, 100, 60, 61, 62, 12]
@@ -206,7 +206,7 @@ def test_a_run_outside_of_the_rows_is_an_error() -> None:
     rows = Rows(2, 16, 4, vocab_size=320)
     runs = cut_runs([ScheduledRow(1, 15, 2, False)], rows.num_prompt_tokens)
     with pytest.raises(IndexError, match="outside"):
-        build_inputs(runs, rows, torch.from_numpy(rows.block_tables))
+        build_inputs(runs, rows)
 
 
 def test_a_step_gets_on_with_every_layer_and_with_the_logits(model: GPT) -> None:

@@ -16,6 +16,7 @@ from kernels.cpu import (
     paged_attention,
     prefill_attention,
     sampler,
+    short_step,
     step_inputs,
 )
 from server.assembly import engine_of
@@ -30,6 +31,7 @@ MODULES = (
     prefill_attention,
     sampler,
     logprobs,
+    short_step,
     step_inputs,
 )
 
@@ -54,10 +56,7 @@ def test_no_kernel_is_compiled_after_the_start(
     try:
         loaded = build_runner(config, [], max(2, numba.get_num_threads()))
         before = _signatures()
-        # thresholds of work that the tiny model would reach only with very long contexts
-        monkeypatch.setattr(linear, "_PARALLEL_MACS", 1 << 10)
-        monkeypatch.setattr(int8_linear, "_PARALLEL_MACS", 1 << 10)
-        monkeypatch.setattr(paged_attention, "_PARALLEL_ELEMENTS", 1 << 10)
+        # work that the tiny model's 320 ids would never be
         for module in (sampler, logprobs):
             monkeypatch.setattr(module, "IDS_PER_WORKER", 1)
         engine = engine_of(loaded)

@@ -77,6 +77,24 @@ class Server:
                 continue
         return 0
 
+    def await_pid(self, title: str) -> int:
+        """As `pid_of`, once there is one: a signal to process 0 would end the tests themselves."""
+        found = 0
+
+        def is_there() -> bool:
+            nonlocal found
+            found = self.pid_of(title)
+            return found != 0
+
+        wait_for(is_there, f"there is a process {title}")
+        return found
+
+    def kill(self, title: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """The pid that the signal went to."""
+        pid = self.await_pid(title)
+        os.kill(pid, number)
+        return pid
+
     def all_pids(self) -> list[int]:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [self.process.pid, *(child.pid for child in children)]

@@ -20,7 +20,7 @@ import trustme
 
 from server.health import check_health, note_address
 from tests.serving import ROOT, Server
-from tests.waiting import wait_for
+from tests.waiting import stopped, wait_for
 
 
 def test_the_image_runs_it() -> None:
@@ -63,10 +63,8 @@ def test_with_tls_a_key_and_hosts(
     try:
         server.wait_ready()
         assert health_of(server) == 0
-        api = server.pid_of("api 0")
-        os.kill(api, signal.SIGSTOP)
-        assert health_of(server) == 1, "nobody answers"
-        os.kill(api, signal.SIGCONT)
+        with stopped(server.await_pid("api 0")):
+            assert health_of(server) == 1, "nobody answers"
         wait_for(lambda: health_of(server) == 0, "it answers again")
         server.end(signal.SIGINT)
         assert health_of(server) == 1

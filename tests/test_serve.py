@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 from collections.abc import Iterable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,7 +14,7 @@ import openai
 import pytest
 
 from tests.serving import Server
-from tests.waiting import wait_for
+from tests.waiting import stopped, wait_for
 
 LONG = 16000  # tokens: a stream that is still running when a test looks at it
 
@@ -118,12 +116,14 @@ def test_a_client_that_goes_away_leaves_nothing_running(server: Server) -> None:
 
 
 def test_a_killed_engine_loses_nothing(server: Server) -> None:
-    request = body(max_tokens=400, ignore_eos=True)
+    request = body(max_tokens=2000, ignore_eos=True)
     undisturbed = complete(server, **request)
+    engine = server.await_pid("engine 0")
     with server.client.stream("POST", "/v1/completions", json={**request, "stream": True}) as got:
         received = events(got)
         first = next(received)
-        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        with stopped(engine):  # so it is not at its end
+            server.kill("engine 0")
         *chunks, last = received
     assert last == "[DONE]"
     assert text_of([first, *chunks]) == undisturbed
@@ -135,20 +135,17 @@ def test_a_killed_engine_loses_nothing(server: Server) -> None:
 
 def test_a_stopped_engine_is_not_ready_until_it_goes_on(server: Server) -> None:
     assert server.is_answering()
-    engine = server.pid_of("engine 0")
-    os.kill(engine, signal.SIGSTOP)
-    try:
+    engine = server.await_pid("engine 0")
+    with stopped(engine):
         wait_for(lambda: not server.is_answering(), "the stopped engine is noticed")
         assert server.client.get("/health").status_code == 200  # it is being kept alive
-    finally:
-        os.kill(engine, signal.SIGCONT)
     wait_for(server.is_answering, "the engine goes on")
     assert server.pid_of("engine 0") == engine
 
 
 def test_a_killed_api_comes_back_and_no_connection_is_refused(server: Server) -> None:
     before = complete(server)
-    os.kill(server.pid_of("api 0"), signal.SIGKILL)
+    server.kill("api 0")
     # the listening socket is the supervisor's: this waits for the next api instead of failing
     response = httpx.get(f"{server.address}/health", timeout=30)
     assert response.status_code == 200

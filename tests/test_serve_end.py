@@ -27,7 +27,8 @@ from tests.waiting import is_alive, wait_for
 
 @pytest.fixture
 def server(tiny_model_dir: Path) -> Iterator[Server]:
-    running = Server(tiny_model_dir)
+    # in which an engine may have to start: seconds of work, on a busy machine many
+    running = Server(tiny_model_dir, "--drain-seconds", "120")
     try:
         yield running
     finally:
@@ -43,21 +44,21 @@ def events(response: httpx.Response) -> Iterator[str]:
 
 def test_sigterm_lets_streams_end_also_through_a_death_of_the_engine(server: Server) -> None:
     server.wait_ready()
-    pids = server.all_pids()
+    pids, engine = server.all_pids(), server.await_pid("engine 0")
     assert len(pids) >= 3
-    request = {**REQUEST, "max_tokens": 300}
+    request = {**REQUEST, "max_tokens": 2000}
     url = "/v1/completions"
     undisturbed = server.client.post(url, json=request).json()["choices"][0]["text"]
     with server.client.stream("POST", url, json={**request, "stream": True}) as got:
         received = events(got)
         chunks = [next(received)]
-        os.kill(server.pid_of("engine 0"), signal.SIGSTOP)  # it does not end before we have looked
+        os.kill(engine, signal.SIGSTOP)  # it does not end before we have looked
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: not server.is_answering(), "the api drains")
         assert server.client.get("/health").status_code == 200
         refused = server.client.post(url, json=request)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        os.kill(engine, signal.SIGKILL)
         *rest, last = received
     assert last == "[DONE]"
     text = "".join(json.loads(chunk)["choices"][0]["text"] for chunk in [*chunks, *rest])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,12 @@ from server.config import ServeConfig
 from server.errors import ConfigError
 from server.startup import engine_threads
 from tests.serving import Server
-from tests.waiting import is_alive, wait_for
+from tests.waiting import is_alive, stopped, wait_for
 
 BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
 RESUMABLE = {**BODY, "stream": True, "stream_options": {"resumable": True}}
+LONG = 2000  # tokens: not finished before the engine is stopped, however slow the one that stops it
+RESTART_S = 60.0  # the start of an engine or api is seconds of work, on a busy machine many
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +65,26 @@ def text_of(events: str) -> str:
 
 @contextmanager
 def streams_at_both(server: Server, **fields: Any) -> Iterator[list[_Stream]]:
-    """Running ones, of worker 0 and 1, once both take connections: one may have been started just now. The
-    last two that were opened, as those before them may be finished."""
-    opened: list[_Stream] = []
+    """Running ones, of worker 0 and 1, once both take connections: one may have been started just now. On
+    connections that short streams have found: the first is not far when the second begins."""
+    found: dict[int, httpx.Client] = {}
     with ExitStack() as stack:
 
-        def open_one() -> bool:
-            client = stack.enter_context(httpx.Client(base_url=server.address, timeout=60))
+        def open_one(client: httpx.Client, **fields: Any) -> _Stream:
             request = client.stream("POST", "/v1/completions", json={**RESUMABLE, **fields})
-            opened.append(_Stream(stack.enter_context(request)))
-            return {stream.worker for stream in opened[-2:]} == {0, 1}
+            return _Stream(stack.enter_context(request))
 
-        wait_for(open_one, "both workers take connections")
-        yield sorted(opened[-2:], key=lambda stream: stream.worker)
+        def find_one() -> bool:
+            client = stack.enter_context(httpx.Client(base_url=server.address, timeout=60))
+            short = open_one(client, max_tokens=1)
+            short.rest()
+            found[short.worker] = client  # the last one: idle connections are closed in the end
+            return len(found) == 2
+
+        wait_for(find_one, "both workers take connections", RESTART_S)
+        streams = [open_one(found[worker], **fields) for worker in (0, 1)]
+        assert [stream.worker for stream in streams] == [0, 1]
+        yield streams
 
 
 def complete(server: Server, **fields: Any) -> str:
@@ -96,30 +104,33 @@ def test_both_workers_are_there_and_give_the_same_bytes(server: Server) -> None:
 
 
 def test_an_engine_that_is_killed_is_replaced_for_both(server: Server) -> None:
-    alone = complete(server, seed=4)
+    alone = complete(server, seed=4, max_tokens=LONG)
     restarts = server.metric("continuo:engine_restarts_total")
-    with streams_at_both(server, seed=4) as streams:
-        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+    engine = server.await_pid("engine 0")
+    with streams_at_both(server, seed=4, max_tokens=LONG) as streams:
+        with stopped(engine):
+            wait_for(lambda: server.metric("vllm:num_requests_running") == 2, "both are running")
+            server.kill("engine 0")
         assert [stream.rest() for stream in streams] == [alone, alone]
         assert all("cmpl-" in stream.text for stream in streams)
     wait_for(
-        lambda: server.metric("continuo:engine_restarts_total") == restarts + 1, "it was replaced"
+        lambda: server.metric("continuo:engine_restarts_total") == restarts + 1,
+        "it was replaced",
+        RESTART_S,
     )
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(server: Server) -> None:
-    long = {
-        "seed": 5,
-        "max_tokens": 2000,
-    }  # not finished, and wholly in a socket, before the signal
+    long = {"seed": 5, "max_tokens": LONG}
     alone = complete(server, **long)
-    pid = server.pid_of("api 1")
+    engine = server.await_pid("engine 0")
     with streams_at_both(server, **long) as streams:
-        os.kill(pid, signal.SIGKILL)
+        with stopped(engine):  # so neither is finished, and wholly in a socket
+            pid = server.kill("api 1")
+            with pytest.raises(httpx.TransportError):
+                streams[1].rest()
         assert streams[0].rest() == alone
-        with pytest.raises(httpx.TransportError):
-            streams[1].rest()
-    wait_for(lambda: server.pid_of("api 1") not in (0, pid), "there is another one")
+    wait_for(lambda: server.pid_of("api 1") not in (0, pid), "there is another one", RESTART_S)
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "its sequence is gone")
     with streams_at_both(server, **long) as streams:
         resumed = server.client.get(f"/v1/completions/{streams[1].id}/stream")
@@ -146,9 +157,10 @@ def test_what_the_engine_counts_is_on_the_page_once(server: Server) -> None:
 def test_sigterm_lets_both_finish(tiny_model_dir: Path) -> None:
     server = Server(tiny_model_dir, "--api-workers", "2").wait_ready()
     try:
-        pids = [server.pid_of(name) for name in ("api 0", "api 1", "engine 0")]
-        with streams_at_both(server, seed=6) as streams:
-            server.process.send_signal(signal.SIGTERM)
+        pids = [server.await_pid(name) for name in ("api 0", "api 1", "engine 0")]
+        with streams_at_both(server, seed=6, max_tokens=LONG) as streams:
+            with stopped(pids[2]):
+                server.process.send_signal(signal.SIGTERM)
             texts = [stream.rest() for stream in streams]
             assert texts[0] == texts[1]
         assert server.process.wait(20) == 0

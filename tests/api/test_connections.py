@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import resource
 import socket
@@ -25,8 +26,13 @@ _LIMITS = HttpLimits(max_connections=_MAX, evictable_s=0.3, linger_s=0.2, max_re
 
 
 @pytest.fixture
-def app() -> Iterator[ServedApp]:
-    with served_app(Doors(), Connections(_LIMITS)) as served:
+def limits() -> HttpLimits:
+    return _LIMITS
+
+
+@pytest.fixture
+def app(limits: HttpLimits) -> Iterator[ServedApp]:
+    with served_app(Doors(), Connections(limits)) as served:
         wait_until(served.is_quiet)
         yield served
         wait_until(served.is_quiet, timeout_s=3)
@@ -74,6 +80,8 @@ def test_an_idle_one_is_one_that_has_been_answered(app: ServedApp) -> None:
             assert received(kept) == b""
 
 
+# longer than it takes to connect them all and to ask once more
+@pytest.mark.parametrize("limits", [dataclasses.replace(_LIMITS, evictable_s=2.0)], ids=[""])
 def test_who_takes_long_to_send_a_request_gives_way_to_others(app: ServedApp) -> None:
     with clients(app, _MAX, get()[:10]):
         wait_until(lambda: app.connections.num_unfinished_bytes == 10 * _MAX)

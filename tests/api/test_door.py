@@ -315,12 +315,16 @@ def _send(connection: socket.socket, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["tiny chunks", "10,000 headers", "extensions", "trailers"])
 def test_a_bomb_costs_no_time(shared: ServedApp, name: str) -> None:
-    """Of the one thread that serves: this process's CPU while it is sent, sending included."""
+    """Of the one thread that serves: this process's CPU while it is sent, sending included. At its cheapest
+    of three, as the process does other things, too."""
     _, sent = SIZES[name]
-    before = time.process_time()
-    exchange(shared.address, [sent])
-    assert time.process_time() - before < 0.25
-    wait_until(shared.is_quiet, timeout_s=2)
+    costs_s = []
+    for _ in range(3):
+        before = time.process_time()
+        exchange(shared.address, [sent])
+        costs_s.append(time.process_time() - before)
+        wait_until(shared.is_quiet, timeout_s=2)
+    assert min(costs_s) < 0.25, costs_s
 
 
 def test_trailers_become_no_headers(app: ServedApp) -> None:

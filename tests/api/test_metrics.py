@@ -3,8 +3,6 @@ death. What follows from single numbers is asked of a scripted engine."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from tests.api.conftest import wait_until
 from tests.api.fake_engine import FakeEngine
 from tests.api.prometheus_page import Family, read_page
 from tests.serving import Server
-from tests.waiting import wait_for
+from tests.waiting import stopped, wait_for
 
 _COUNTERS = {
     "prompt_tokens",
@@ -163,19 +161,30 @@ def test_every_name_moves_with_real_traffic(server: Server) -> None:
 
 
 def _watch_a_crowd(server: Server) -> dict[str, float]:
-    """The greatest values of gauges while more sequences are open than the batch has rows."""
+    """The greatest values of gauges while more sequences are open than the batch has rows. The engine stands
+    still while they are looked at and until it is left: no sequence comes to its end."""
     body = {"prompt": "a", "max_tokens": 250, "n": 12, "stream": True, "ignore_eos": True}
     greatest = dict.fromkeys(_GAUGES, 0.0)
+
+    def leave_if_all_are_seen() -> bool:
+        with stopped(engine):
+            page = page_of(server.client)
+            for name in _GAUGES:
+                greatest[name] = max(greatest[name], page[f"vllm:{name}"].total())
+            if not all(greatest.values()):
+                return False
+            stream.close()
+            wait_for(lambda: not server.metric("continuo:open_sequences"), "the api has noticed")
+            return True
+
+    engine = server.await_pid("engine 0")
     with (
         httpx.Client(base_url=server.address, timeout=20) as client,
         client.stream("POST", "/v1/completions", json=body) as stream,
     ):
         lines = stream.iter_lines()  # kept: dropping it would hang up
         next(lines)
-        for _ in range(3):
-            page = page_of(server.client)
-            for name in _GAUGES:
-                greatest[name] = max(greatest[name], page[f"vllm:{name}"].total())
+        wait_for(leave_if_all_are_seen, "each gauge is above zero")
     return greatest
 
 
@@ -184,7 +193,7 @@ def test_the_engines_death_takes_no_counter_back(server: Server) -> None:
     before = page_of(server.client)
     server.client.get("/v1/completions")  # 405
     _ask(server, max_tokens=1000)  # 400
-    os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+    server.kill("engine 0")
     wait_for(lambda: not server.is_answering(), "the loss is noticed")
     lost = page_of(server.client)
     assert _never_falls(before, lost)

@@ -87,13 +87,20 @@ def test_one_that_takes_nothing_is_parked_and_comes_back_when_it_reads() -> None
     in_loop(scenario)
 
 
+def read_on(rig: Rig, read: asyncio.Event) -> None:
+    resume(rig)
+    read.set()
+
+
 def test_one_that_reads_in_time_stays() -> None:
     async def scenario() -> None:
         rig, notes = await make()
         for _ in range(10):
+            read = asyncio.Event()
+            # as a timer: however late the loop is, it is due before that of the parking
+            asyncio.get_running_loop().call_later(PARK_AFTER_S / 4, read_on, rig, read)
             pause(rig)
-            await asyncio.sleep(PARK_AFTER_S / 4)
-            resume(rig)
+            await read.wait()
         await asyncio.sleep(2 * PARK_AFTER_S)
         assert notes.calls == []
         rig.stream.close()

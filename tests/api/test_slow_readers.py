@@ -117,14 +117,15 @@ def test_who_takes_nothing_for_long_is_cut_off(
 
 
 def test_who_takes_a_little_now_and_then_is_not(
-    rig: SlowRig, monkeypatch: pytest.MonkeyPatch, is_cut_soon: None
+    rig: SlowRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "PARK_AFTER_S", 0.05)
+    monkeypatch.setattr(slow_readers, "CUT_AFTER_S", 5.0)
     sock = rig.ask(max_tokens=MAX_TOKENS)
     received = b""
     for _ in range(8):  # as much of its kernel's buffer as makes that ask for more
         received += sock.recv(KERNEL_BYTES, socket.MSG_WAITALL)
-        time.sleep(slow_readers.CUT_AFTER_S / 3)
+        time.sleep(slow_readers.CUT_AFTER_S / 5)
     assert texts_of(received + read_all(sock)) == [text_of("Hi", MAX_TOKENS)]
 
 

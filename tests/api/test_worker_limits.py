@@ -45,34 +45,36 @@ def clients(two: Workers) -> Iterator[list[httpx.Client]]:
 def test_open_requests_are_counted_over_all_workers(
     two: Workers, clients: list[httpx.Client]
 ) -> None:
-    with two.engines.slow(0.05), ThreadPoolExecutor(4) as pool:
-        first = [
-            pool.submit(client.post, "/v1/completions", json=BODY, headers=auth("few"))
-            for client in clients
-        ]
-        wait_until(lambda: two.engines.num_running == 2)
-        with two.client(headers=auth("few")) as third:
+    with ThreadPoolExecutor(4) as pool, two.client(headers=auth("few")) as third:
+        with two.engines.paused():
+            first = [
+                pool.submit(client.post, "/v1/completions", json=BODY, headers=auth("few"))
+                for client in clients
+            ]
+            wait_until(lambda: two.engines.num_running == 2)
             more = pool.submit(third.post, "/v1/completions", json=BODY)
             wait_until(lambda: two.engines.num_running == 3)
             for _ in range(4):  # at whichever worker
                 with two.client(headers=auth("few")) as fourth:
                     refused = fourth.post("/v1/completions", json=BODY)
                 assert refused.status_code == 429
-            assert [each.result(20).status_code for each in (*first, more)] == [200] * 3
+        assert [each.result(20).status_code for each in (*first, more)] == [200] * 3
     with two.client(headers=auth("few")) as after:
         assert after.post("/v1/completions", json=BODY).status_code == 200
 
 
 def test_requests_a_second_are_counted_over_all_workers(clients: list[httpx.Client]) -> None:
-    started, statuses, left = time.monotonic(), [], []
+    started, statuses = time.monotonic(), []
+    short = {**BODY, "max_tokens": 1}  # quicker than 4 a second on any machine
     for n in range(16):
-        got = clients[n % 2].post("/v1/completions", json=BODY, headers=auth("slow"))
+        got = clients[n % 2].post("/v1/completions", json=short, headers=auth("slow"))
         statuses.append(got.status_code)
-        left.append(int(got.headers["x-ratelimit-remaining-requests"]))
+        took_s = time.monotonic() - started
+        if n < 4:  # each sees what the other took; meanwhile some comes back
+            left = int(got.headers["x-ratelimit-remaining-requests"])
+            assert left <= 3 - n + 4 * took_s
         assert got.headers["x-ratelimit-limit-requests"] == "4"
-    took_s = time.monotonic() - started
     assert statuses[:4] == [200] * 4
-    assert left[:4] == sorted(left[:4], reverse=True)  # each sees what the other took
     assert 429 in statuses
     assert statuses.count(200) <= 4 + 4 * took_s
 

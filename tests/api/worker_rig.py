@@ -62,6 +62,17 @@ class Engines:
         return sum(len(engine.submitted) for engine in self.each)
 
     @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step is taken, or only the one that is at hand."""
+        for engine in self.each:
+            engine.is_paused = True
+        try:
+            yield
+        finally:
+            for engine in self.each:
+                engine.is_paused = False
+
+    @contextlib.contextmanager
     def slow(self, step_s: float) -> Iterator[None]:
         """A step takes so long."""
         for engine in self.each:

@@ -45,12 +45,12 @@ def bench(server: TinyServer, tmp_path: Path, *flags: str, status: int = 0) -> l
 
 
 def test_closed_loop_says_what_the_server_did(tmp_path: Path) -> None:
-    flags = ("--concurrency", "4", "--num-requests", "12", "--output-tokens", "5")
+    flags = ("--concurrency", "4", "--num-requests", "12", "--output-tokens", "20")
     with TinyServer(first_s=0.03, gap_s=0.01) as server:
         (load,) = bench(server, tmp_path, *flags)
     seen = server.measured()
     assert len(seen) == load["completed"] == 12
-    assert load["output_tokens"] == 60
+    assert load["output_tokens"] == 240
     assert load["tokens_counted_by"] == "usage"
     first_ms = [1e3 * (each.wrote_s[0] - each.at_s) for each in seen]
     assert min(first_ms) <= load["ttft_ms"]["p50"] <= max(first_ms) + SLACK_MS
@@ -68,7 +68,7 @@ def test_closed_loop_keeps_so_many_in_flight(tmp_path: Path) -> None:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)  # time for all to come, on a machine that does other things
         in_flight -= 1
         await stream(server, seen, writer)
 

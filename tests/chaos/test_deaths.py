@@ -18,7 +18,7 @@ import pytest
 from tests.chaos.killer import START_S, Killer
 from tests.chaos.reading import Answer, Body, ask
 from tests.serving import Server
-from tests.waiting import exists, wait_for
+from tests.waiting import exists, stopped, wait_for
 
 _RUNNING = "vllm:num_requests_running"
 WORDS: Body = {"structured_outputs": {"regex": "([a-z]{3,9} ){150}"}, "ignore_eos": False}
@@ -96,8 +96,7 @@ def test_a_killed_api_loses_its_own_streams_and_nothing_else(start: Callable[...
     crush = Crush(address, [streamed(seed, 5000) for seed in range(16)])
     await_running(server)
     knocker = Knocker(address)
-    before = server.pid_of("api 0")
-    os.kill(before, signal.SIGKILL)
+    before = server.kill("api 0")
     lost = crush.join()
     wait_for(lambda: server.pid_of("api 0") not in (0, before), "another api is there", START_S)
     wait_for(server.is_answering, "it has the engine", START_S)
@@ -121,7 +120,7 @@ def test_nothing_outlives_a_killed_supervisor(start: Callable[..., Server], mome
         await_running(server)
     pids = server.all_pids()
     if moment == "engine restart":
-        os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+        server.kill("engine 0")
         pids.append(Killer(server, random.Random(), 1).engine_pid())
     if moment == "drain":
         server.process.terminate()
@@ -167,20 +166,21 @@ def grammar_pids(server: Server) -> list[int]:
 
 
 def test_a_drain_lets_streams_end_although_the_engine_dies(start: Callable[..., Server]) -> None:
-    server = start("--drain-seconds", "120").wait_ready()
+    server = start("--drain-seconds", "120", "--stall-seconds", "60").wait_ready()
     address = address_of(server)
-    bodies = [streamed(seed) for seed in range(15)] + [body(99, max_tokens=600)]
+    bodies = [streamed(seed, 1000) for seed in range(15)] + [body(99, max_tokens=1000)]
     expected = Crush(address, bodies).join()
     crush = Crush(address, bodies)
     await_running(server)
-    pids = server.all_pids()
-    server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: server.client.get("/ready").status_code == 503, "it is draining")
-    refused = server.client.post("/v1/completions", json=body(max_tokens=1))
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "draining"
-    assert refused.headers["retry-after"]
-    os.kill(server.pid_of("engine 0"), signal.SIGKILL)
+    with stopped(server.await_pid("engine 0")):  # none of them ends before it dies
+        pids = server.all_pids()
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.client.get("/ready").status_code == 503, "it is draining")
+        refused = server.client.post("/v1/completions", json=body(max_tokens=1))
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "draining"
+        assert refused.headers["retry-after"]
+        server.kill("engine 0")
     assert crush.join() == expected
     assert server.process.wait(timeout=20) == 0
     assert not any(map(exists, pids))

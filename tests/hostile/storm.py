@@ -5,13 +5,16 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tests.hostile.wire import Address, Malformed, Response, Responses
 
 _LAST_WITHIN_S = 60.0  # of answers that are awaited at the end
+_LONGEST_S = 60.0  # until there are as many as are wanted
 
 
 @dataclass
@@ -40,24 +43,33 @@ class Client:
 
 
 def storm(
-    address: Address, requests: Sequence[bytes], duration_s: float
+    address: Address,
+    requests: Sequence[bytes],
+    duration_s: float,
+    at_least: Mapping[int, int] = MappingProxyType({}),
 ) -> list[tuple[int, Response]]:
-    """Each of `requests` on a connection of its own, again and again for `duration_s`; then all answers are
-    awaited. All in the order of their arrival, each with the place of its request."""
+    """Each of `requests` on a connection of its own, again and again for `duration_s`, and until there are
+    `at_least` so many answers of each status; then all are awaited. In the order of their arrival, each with
+    the place of its request."""
     found = []
+    missing = Counter(at_least)
     with _connected(address, requests) as clients, selectors.DefaultSelector() as selector:
         for client in clients:
             selector.register(client.sock, selectors.EVENT_READ, client)
             client.send()
-        until = time.monotonic() + duration_s
+        started = time.monotonic()
+        until = started + duration_s
         while selector.get_map():
-            assert time.monotonic() < until + _LAST_WITHIN_S, f"{len(selector.get_map())} wait"
+            assert time.monotonic() < until + _LAST_WITHIN_S, (len(selector.get_map()), missing)
             for key, _ in selector.select(1.0):
                 client = key.data
                 answer = client.answer()
                 if answer is None:
                     continue
                 found.append((client.number, answer))
+                missing -= Counter([answer.status])
+                if missing:
+                    until = max(until, min(time.monotonic() + 0.1, started + _LONGEST_S))
                 if time.monotonic() < until:
                     client.send()
                 else:

@@ -92,7 +92,7 @@ def test_B74_a_log_that_cannot_be_written_ends_nothing(tiny_model_dir: Path) -> 
     server = Server(tiny_model_dir, "--max-model-len", "512", "--kv-cache-gib", "0.01").wait_ready()
     try:
         address = address_of(server)
-        for pid in (server.pid_of("api 0"), server.pid_of("engine 0")):
+        for pid in (server.await_pid("api 0"), server.await_pid("engine 0")):
             resource.prlimit(
                 pid, resource.RLIMIT_FSIZE, (0, 0)
             )  # as on a full disk: each write fails

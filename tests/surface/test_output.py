@@ -51,13 +51,15 @@ def _touch(server: Server) -> bool:
 
 
 def _kill_amid_a_stream(server: Server, title: str, number: signal.Signals) -> None:
-    for more in ({}, STRUCTURED):
-        body = {"prompt": CANARY, "max_tokens": 60, "stream": True, "ignore_eos": not more, **more}
+    pid = server.await_pid(title)
+    long = {"max_tokens": 2000, "ignore_eos": True}
+    for more in (long, {"max_tokens": 60, **STRUCTURED}):
+        body = {"prompt": CANARY, "stream": True, **more}
         with server.client.stream("POST", COMPLETIONS, json=body) as got:
             lines = got.iter_lines()
             assert next(lines).startswith("data: ")
-            if not more:
-                os.kill(server.pid_of(title), number)
+            if more is long:
+                os.kill(pid, number)
             assert [line for line in lines if line][-1] == "data: [DONE]"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 
 import pytest
 
@@ -15,18 +14,15 @@ from tests.hostile.watch import Watch
 from tests.hostile.wire import Malformed, Response, Responses
 
 _SHORT_S = 10.0
+_FIRST_SEED = 1  # always: new ones are tried by `make fuzz`, and not with an unrelated change
 
 
 def test_raw_bytes(watch: Watch) -> None:
-    first = random.randrange(1 << 31)
-    print(f"seeds from {first}")
-    assert fuzz("raw", watch, itertools.count(first), _SHORT_S)
+    assert fuzz("raw", watch, itertools.count(_FIRST_SEED), _SHORT_S)
 
 
 def test_traces(watch: Watch) -> None:
-    first = random.randrange(1 << 31)
-    print(f"seeds from {first}")
-    assert fuzz("trace", watch, itertools.count(first), _SHORT_S)
+    assert fuzz("trace", watch, itertools.count(_FIRST_SEED), _SHORT_S)
     watch.check_idle()
 
 

@@ -1,6 +1,6 @@
 """All layers of a step of generated rows in one call: the kernels of the layers, without Python between them.
 
-Of a small model's step at one row, what lies between the kernels is a third. Weights go in as addresses, as
+Of a small model's step at one row that is a sixth of its time. Weights go in as addresses, as
 each layer's lie where they were packed: an array's way from Python into compiled code takes 0.2 us.
 """
 

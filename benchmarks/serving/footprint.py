@@ -69,7 +69,7 @@ def _planned_mib(port: int) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     limits = {
-        line.split('"')[1]: float(line.rsplit(" ", 1)[1])
+        line.split('part="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
         for line in lines
         if line.startswith("continuo:memory_limit_bytes{")
     }

@@ -33,7 +33,7 @@ from server.model.kv_cache import KVCache
 _ACTIVATIONS = {"gelu_tanh": linears.GELU_TANH, "gelu_erf": linears.GELU_ERF}
 
 
-# Products of a step of generated rows that all layers run in one call for: some 0.2 s at the most.
+# Products of a step of generated rows up to which all layers run in one call: tenths of a second.
 _SHORT_MACS = 4 << 30
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from kernels.cpu.amx_panels import amx_panels
 from kernels.cpu.arrays import Array, as_array, huge_empty
 from kernels.cpu.compiled import kernel
-from kernels.cpu.int8_tile import QUAD, make_int8_tile, widen_quads
+from kernels.cpu.int8_tile import INT8_ROWS, QUAD, make_int8_tile, make_int8_tiles, widen_quads
 from kernels.cpu.kinds import CAN_COMPILE_INT8_DOT, INT8_KINDS, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel, keep
 from kernels.cpu.quantize import ZERO, dequantize_panel, quantize_rows
 from kernels.cpu.scratch import INT8_CHUNK, words_per_row
 from kernels.cpu.share import share
-from kernels.cpu.tile import GEOMETRY, PANEL
+from kernels.cpu.tile import GEOMETRY, PANEL, tile_height
 
 MAX_N_IN = (2**31 - 1) // (127 * 127) // INT8_CHUNK * INT8_CHUNK  # 133,120: a sum is an int32
 
@@ -39,13 +39,9 @@ _PARALLEL_ELEMENTS = 64 << 10  # of x, to quantize
 
 _PACKED_ROWS = 1024  # weights are quantized so many outputs at a time
 
-_ROWS = 4 if GEOMETRY.vectors == 2 else GEOMETRY.rows  # columns in two halves take registers, too
-_wide_rows, _wide_4, _wide_2, _wide_1 = (
-    make_int8_tile(rows, Kind.INT8) for rows in (_ROWS, 4, 2, 1)
-)
 # Where there is no dot instruction these are never called, but numba compiles them with the rest.
 _DOT = Kind.INT8_DOT if CAN_COMPILE_INT8_DOT else Kind.INT8
-_dot_rows, _dot_4, _dot_2, _dot_1 = (make_int8_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
+_wide, _dot = map(make_int8_tiles, (Kind.INT8, _DOT))
 _PANELS = GEOMETRY.streams  # of one row
 _wide_one, _dot_one = (make_int8_tile(1, kind, panels=_PANELS) for kind in (Kind.INT8, _DOT))
 
@@ -118,34 +114,6 @@ def _pack(weight: Any, kind: int, first: int, words: Any, offsets: Any, scales: 
 
 
 @njit(error_model="numpy")
-def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, quads: int) -> int:
-    """Multiply as many of the `left` rows as fit in one register tile; returns how many."""
-    if kind == Kind.INT8:
-        if left >= _ROWS:
-            _wide_rows(x, x_stride, w, acc, quads)
-            return _ROWS
-        if left >= 4:
-            _wide_4(x, x_stride, w, acc, quads)
-            return 4
-        if left >= 2:
-            _wide_2(x, x_stride, w, acc, quads)
-            return 2
-        _wide_1(x, x_stride, w, acc, quads)
-        return 1
-    if left >= _ROWS:
-        _dot_rows(x, x_stride, w, acc, quads)
-        return _ROWS
-    if left >= 4:
-        _dot_4(x, x_stride, w, acc, quads)
-        return 4
-    if left >= 2:
-        _dot_2(x, x_stride, w, acc, quads)
-        return 2
-    _dot_1(x, x_stride, w, acc, quads)
-    return 1
-
-
-@njit(error_model="numpy")
 def _panels(
     q: Any, wide: Any, steps: Any, weight: Any, kind: int, bias: Any, epilogue: int, out: Any,
     begin: int, end: int,
@@ -153,7 +121,7 @@ def _panels(
     if kind == Kind.INT8_AMX:
         amx_panels(q, steps, weight, bias, epilogue, out, begin, end)
         return
-    acc = aligned_rows(max(_ROWS, _PANELS))
+    acc = aligned_rows(max(INT8_ROWS, _PANELS))
     acc_at = acc.ctypes.data
     rows, quads, x_at, x_stride = len(q), q.shape[1] // QUAD, q.ctypes.data, q.strides[0]
     if kind == Kind.INT8:
@@ -174,7 +142,11 @@ def _panels(
         row = 0
         while row < rows:
             at = x_at + row * x_stride
-            done = _tile(kind, rows - row, at, x_stride, w, acc_at, quads)
+            done = tile_height(rows - row, INT8_ROWS)
+            if kind == Kind.INT8:
+                _wide(done, at, x_stride, w, acc_at, quads)
+            else:
+                _dot(done, at, x_stride, w, acc_at, quads)
             dequantize_panel(acc_at, done, steps, panel, row)
             finish_panel(acc_at, done, bias, panel, epilogue, out, row)
             row += done

@@ -21,9 +21,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.cpu.kinds import Kind, host_features
-from kernels.cpu.tile import FETCHES_NEXT_PANEL, GEOMETRY, Geometry, prefetch
+from kernels.cpu.tile import FETCHES_NEXT_PANEL, GEOMETRY, Geometry, by_rows, prefetch
 
 QUAD = 4  # of k, in one lane
+INT8_ROWS = 4 if GEOMETRY.vectors == 2 else GEOMETRY.rows  # columns in two halves take registers, too
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
@@ -128,6 +129,49 @@ def pair_product(lanes: int, features: frozenset[str]) -> str:
     return "llvm.x86.avx2.pmadd.wd" if lanes == 8 and "avx2" in features else ""
 
 
+def _emit_tile(
+    builder: ir.IRBuilder, rows: int, kind: Kind, panels: int, args: list[ir.Value],
+    geometry: Geometry, features: frozenset[str],
+) -> None:  # fmt: skip
+    x, x_stride, w, acc, depth = args
+    lanes, vectors = geometry.lanes, geometry.vectors
+    ints = ir.VectorType(_I32, lanes)
+    vector_bytes = 4 * lanes
+    multiply: Any = (
+        _Dot(builder, lanes)
+        if kind == Kind.INT8_DOT
+        else _Widened(builder, lanes, pair_product(lanes, features))
+    )
+    zero = ir.Constant(ints, [0] * lanes)
+    alloca: Any = cgutils.alloca_once_value
+    sums = [
+        [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+        for _ in range(panels)
+    ]
+    panel_bytes = builder.mul(depth, _I64(vectors * vector_bytes))
+    with cgutils.for_range(builder, depth) as loop:
+        w_at = builder.add(w, builder.mul(loop.index, _I64(vectors * vector_bytes)))
+        x_at = builder.add(x, builder.mul(loop.index, _I64(multiply.x_bytes)))
+        for panel in sums:
+            columns = []
+            for v in range(vectors):
+                pointer = builder.add(w_at, _I64(v * vector_bytes))
+                vector = builder.load(builder.inttoptr(pointer, ints.as_pointer()), align=4)
+                columns.append(multiply.columns(vector))
+            for r, places in enumerate(panel):
+                factor = multiply.load_x(builder.add(x_at, builder.mul(x_stride, _I64(r))))
+                for place, column in zip(places, columns, strict=True):
+                    builder.store(multiply.add(builder.load(place), factor, column), place)
+            if rows >= 3 and FETCHES_NEXT_PANEL:
+                for at in range(0, vectors * vector_bytes, 64):
+                    prefetch(builder, builder.add(builder.add(w_at, panel_bytes), _I64(at)))
+            w_at = builder.add(w_at, panel_bytes)
+    at = acc
+    for place in (place for panel in sums for row in panel for place in row):
+        builder.store(builder.load(place), builder.inttoptr(at, ints.as_pointer()), align=4)
+        at = builder.add(at, _I64(vector_bytes))
+
+
 def make_int8_tile(
     rows: int,
     kind: Kind,
@@ -140,49 +184,20 @@ def make_int8_tile(
     `depth` counts quads of k; w is [panels, depth, PANEL, 4]. `acc` [panels, rows, PANEL] int32 is
     overwritten. `kind`: INT8_DOT or INT8, whose x is as `widen_quads` leaves it.
     """
-    lanes, vectors = geometry.lanes, geometry.vectors
-    ints = ir.VectorType(_I32, lanes)
-    vector_bytes = 4 * lanes
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
-        x, x_stride, w, acc, depth = args
-        multiply: Any = (
-            _Dot(builder, lanes)
-            if kind == Kind.INT8_DOT
-            else _Widened(builder, lanes, pair_product(lanes, features))
-        )
-        zero = ir.Constant(ints, [0] * lanes)
-        alloca: Any = cgutils.alloca_once_value
-        sums = [
-            [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
-            for _ in range(panels)
-        ]
-        panel_bytes = builder.mul(depth, _I64(vectors * vector_bytes))
-
-        with cgutils.for_range(builder, depth) as loop:
-            w_at = builder.add(w, builder.mul(loop.index, _I64(vectors * vector_bytes)))
-            x_at = builder.add(x, builder.mul(loop.index, _I64(multiply.x_bytes)))
-            for panel in sums:
-                columns = []
-                for v in range(vectors):
-                    pointer = builder.add(w_at, _I64(v * vector_bytes))
-                    vector = builder.load(builder.inttoptr(pointer, ints.as_pointer()), align=4)
-                    columns.append(multiply.columns(vector))
-                for r, places in enumerate(panel):
-                    factor = multiply.load_x(builder.add(x_at, builder.mul(x_stride, _I64(r))))
-                    for place, column in zip(places, columns, strict=True):
-                        builder.store(multiply.add(builder.load(place), factor, column), place)
-                if rows >= 4 and FETCHES_NEXT_PANEL:
-                    for at in range(0, vectors * vector_bytes, 64):
-                        prefetch(builder, builder.add(builder.add(w_at, panel_bytes), _I64(at)))
-                w_at = builder.add(w_at, panel_bytes)
-        at = acc
-        for place in (place for panel in sums for row in panel for place in row):
-            builder.store(builder.load(place), builder.inttoptr(at, ints.as_pointer()), align=4)
-            at = builder.add(at, _I64(vector_bytes))
+        _emit_tile(builder, rows, kind, panels, args, geometry, features)
         return context.get_dummy_value()
 
     def tile(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, depth: Any) -> Any:
         return types.void(*[types.intp] * 5), codegen
 
     return intrinsic(tile)
+
+
+def make_int8_tiles(kind: Kind) -> Any:
+    """tile(rows, x, x_stride, w, acc, depth): as `make_int8_tile`, of up to INT8_ROWS rows."""
+    features = host_features()
+    return by_rows(
+        INT8_ROWS, lambda b, rows, args: _emit_tile(b, rows, kind, 1, args, GEOMETRY, features)
+    )

@@ -30,12 +30,13 @@ from kernels.cpu.epilogue import GELU_ERF as GELU_ERF
 from kernels.cpu.epilogue import GELU_TANH as GELU_TANH
 from kernels.cpu.epilogue import NONE as NONE
 from kernels.cpu.int8_linear import PackedInt8, int8_linear
-from kernels.cpu.kinds import BF16_KINDS, CAN_COMPILE_DOT, Kind
+from kernels.cpu.kinds import BF16_KINDS, Kind
 from kernels.cpu.panel import aligned_rows, finish_panel, keep
+from kernels.cpu.row_tiles import ONE_PANELS, ROWS, TWO_PANELS, one_row, tile_rows, two_rows
 from kernels.cpu.scalar import widen
 from kernels.cpu.scratch import kind_of, new_scratch, words_per_row
 from kernels.cpu.share import share
-from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
+from kernels.cpu.tile import GEOMETRY, PANEL
 
 _CHUNK = CHUNK_BYTES // 2
 
@@ -45,21 +46,7 @@ _PARALLEL_BYTES = 1 << 20
 _PARALLEL_MACS = 3 << 20
 _PARALLEL_ELEMENTS = 64 << 10  # of x, to widen
 
-_LANES, _ROWS = GEOMETRY.lanes, GEOMETRY.rows
-# Eight rows of two vectors are two tiles of four: two rows behind six would wait for their additions.
-_SPLITS_EIGHT = GEOMETRY.vectors == 2
-_ONE_PANELS, _TWO_PANELS = GEOMETRY.streams, max(1, GEOMETRY.streams // 2)  # of one row, of two
-_f32_rows, _f32_4, _f32_2, _f32_1 = (make_tile(rows, Kind.F32) for rows in (_ROWS, 4, 2, 1))
-_bf16_rows, _bf16_4, _bf16_2, _bf16_1 = (make_tile(rows, Kind.BF16) for rows in (_ROWS, 4, 2, 1))
-# Where there is no dot instruction these are never called, but numba compiles them with the rest.
-_DOT = Kind.BF16_DOT if CAN_COMPILE_DOT else Kind.BF16
-_dot_rows, _dot_4, _dot_2, _dot_1 = (make_tile(rows, _DOT) for rows in (_ROWS, 4, 2, 1))
-_f32_one, _bf16_one, _dot_one = (
-    make_tile(1, kind, _ONE_PANELS) for kind in (Kind.F32, Kind.BF16, _DOT)
-)
-_f32_two, _bf16_two, _dot_two = (
-    make_tile(2, kind, _TWO_PANELS) for kind in (Kind.F32, Kind.BF16, _DOT)
-)
+_LANES = GEOMETRY.lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,70 +113,6 @@ def _pack(weight: Any, kind: int, packed: Any) -> None:
 
 
 @njit(error_model="numpy")
-def _tile(kind: int, left: int, x: int, x_stride: int, w: int, acc: int, k: int) -> int:
-    """Multiply as many of the `left` rows as fit in one register tile; returns how many."""
-    if _SPLITS_EIGHT and left == 8:
-        left = 4
-    if kind == Kind.F32:
-        if left >= _ROWS:
-            _f32_rows(x, x_stride, w, acc, k)
-            return _ROWS
-        if left >= 4:
-            _f32_4(x, x_stride, w, acc, k)
-            return 4
-        if left >= 2:
-            _f32_2(x, x_stride, w, acc, k)
-            return 2
-        _f32_1(x, x_stride, w, acc, k)
-        return 1
-    if kind == Kind.BF16:
-        if left >= _ROWS:
-            _bf16_rows(x, x_stride, w, acc, k)
-            return _ROWS
-        if left >= 4:
-            _bf16_4(x, x_stride, w, acc, k)
-            return 4
-        if left >= 2:
-            _bf16_2(x, x_stride, w, acc, k)
-            return 2
-        _bf16_1(x, x_stride, w, acc, k)
-        return 1
-    if left >= _ROWS:
-        _dot_rows(x, x_stride, w, acc, k // 2)
-        return _ROWS
-    if left >= 4:
-        _dot_4(x, x_stride, w, acc, k // 2)
-        return 4
-    if left >= 2:
-        _dot_2(x, x_stride, w, acc, k // 2)
-        return 2
-    _dot_1(x, x_stride, w, acc, k // 2)
-    return 1
-
-
-@njit(error_model="numpy")
-def _one_row(kind: int, x: int, w: int, acc: int, k: int) -> None:
-    """_ONE_PANELS at once."""
-    if kind == Kind.F32:
-        _f32_one(x, 0, w, acc, k)
-    elif kind == Kind.BF16:
-        _bf16_one(x, 0, w, acc, k)
-    else:
-        _dot_one(x, 0, w, acc, k // 2)
-
-
-@njit(error_model="numpy")
-def _two_rows(kind: int, x: int, x_stride: int, w: int, acc: int, k: int) -> None:
-    """_TWO_PANELS at once."""
-    if kind == Kind.F32:
-        _f32_two(x, x_stride, w, acc, k)
-    elif kind == Kind.BF16:
-        _bf16_two(x, x_stride, w, acc, k)
-    else:
-        _dot_two(x, x_stride, w, acc, k // 2)
-
-
-@njit(error_model="numpy")
 def _widen_rows(x: Any, wide: Any, begin: int, end: int) -> None:
     for row in range(begin, end):
         for j in range(x.shape[1]):
@@ -212,18 +135,18 @@ def _panels(
         amx_panels(x, None, weight, bias, epilogue, out, begin, end)
         return
     k = weight.shape[1]
-    acc = aligned_rows(max(_ROWS, _ONE_PANELS, 2 * _TWO_PANELS))
+    acc = aligned_rows(max(ROWS, ONE_PANELS, 2 * TWO_PANELS))
     acc_at = acc.ctypes.data
     rows, x_at, x_stride = len(x), x.ctypes.data, x.strides[0]
     if kind == Kind.BF16:
         x_at, x_stride = wide.ctypes.data, wide.strides[0]
-    panels = _ONE_PANELS if rows == 1 else _TWO_PANELS if rows == 2 else 1
+    panels = ONE_PANELS if rows == 1 else TWO_PANELS if rows == 2 else 1
     while panels > 1 and begin + panels <= end:
         w = weight.ctypes.data + begin * weight.strides[0]
         if rows == 1:
-            _one_row(kind, x_at, w, acc_at, k)
+            one_row(kind, x_at, w, acc_at, k)
         else:
-            _two_rows(kind, x_at, x_stride, w, acc_at, k)
+            two_rows(kind, x_at, x_stride, w, acc_at, k)
         for i in range(panels):
             sums = acc_at + i * rows * acc.strides[0]
             finish_panel(sums, rows, bias, begin + i, epilogue, out, 0)
@@ -233,7 +156,7 @@ def _panels(
         row = 0
         while row < rows:
             at = x_at + row * x_stride
-            done = _tile(kind, rows - row, at, x_stride, w, acc_at, k)
+            done = tile_rows(kind, rows - row, at, x_stride, w, acc_at, k)
             finish_panel(acc_at, done, bias, panel, epilogue, out, row)
             row += done
     keep(acc, wide)

@@ -20,54 +20,35 @@ from numba import njit, prange
 from kernels.cpu.arrays import Array
 from kernels.cpu.compiled import kernel
 from kernels.cpu.kinds import Kind
+from kernels.cpu.kv_tile import KV_TILE, load_k, load_v
+from kernels.cpu.panel import aligned_rows
+from kernels.cpu.row_tiles import ROWS, tile_rows
 from kernels.cpu.scalar import exp, store, widen
-from kernels.cpu.tile import GEOMETRY, PANEL, make_tile
+from kernels.cpu.tile import PANEL
 
-KV_TILE = 64  # a multiple of every PANEL
 QUERY_TILE = 128
 
-_ROWS = GEOMETRY.rows
-_rows_tile = make_tile(_ROWS, Kind.F32)
-_row_tile = make_tile(1, Kind.F32)
+_F32 = Kind.F32.value
 _NEVER = np.float32(-3.4e38)
+# qkv's width times KV tokens of a call, below which a second thread costs more than it saves.
+_PARALLEL_ELEMENTS = 1 << 17
 
 
 @njit(error_model="numpy")
-def _multiply(x: Any, first: int, rows: int, panels: Any, depth: int, acc: Any, out: Any) -> None:
-    """out[first + i] = x[first + i, :depth] @ panels[:, :depth], i < rows."""
-    row = first
-    while row < first + rows:
-        at = x.ctypes.data + row * x.strides[0]
-        step = _ROWS if first + rows - row >= _ROWS else 1
-        for panel in range(panels.shape[0]):
-            w = panels.ctypes.data + panel * panels.strides[0]
-            if step == 1:
-                _row_tile(at, x.strides[0], w, acc.ctypes.data, depth)
-            else:
-                _rows_tile(at, x.strides[0], w, acc.ctypes.data, depth)
-            for i in range(step):
-                out[row + i, panel * PANEL : (panel + 1) * PANEL] = acc[i]
-        row += step
-
-
-@njit(error_model="numpy")
-def _load_tile(
-    k_cache: Any, v_cache: Any, table: Any, head: int, start: int, tokens: int, k: Any, v: Any
+def _multiply(
+    x: Any, first: int, rows: int, panels: Any, num_panels: int, depth: int, acc: Any, out: Any
 ) -> None:
-    """K of a tile as [panels of tokens, head_dim, PANEL], V as [panels of head_dim, KV_TILE, PANEL]."""
-    num_blocks, _, block_size, head_dim = k_cache.shape
-    for t in range(tokens):
-        at = start + t
-        block = min(max(np.int64(table[at // block_size]), 0), num_blocks - 1)
-        k_row, v_row = k_cache[block, head, at % block_size], v_cache[block, head, at % block_size]
-        k_panel = k[t // PANEL]
-        for d in range(head_dim):
-            k_panel[d, t % PANEL] = widen(k_row[d])
-        for panel in range(v.shape[0]):
-            target = v[panel, t]
-            source = v_row[panel * PANEL : (panel + 1) * PANEL]
-            for d in range(len(source)):
-                target[d] = widen(source[d])
+    """out[first + i] = x[first + i, :depth] @ panels[:num_panels, :depth], i < rows."""
+    row, end = first, first + rows
+    while row < end:
+        at, done = x.ctypes.data + row * x.strides[0], 0
+        for panel in range(num_panels):
+            w = panels.ctypes.data + panel * panels.strides[0]
+            done = tile_rows(_F32, end - row, at, x.strides[0], w, acc.ctypes.data, depth)
+            for i in range(done):
+                for j in range(PANEL):
+                    out[row + i, panel * PANEL + j] = acc[i, j]
+        row += done
 
 
 @njit(error_model="numpy", fastmath={"reassoc"})
@@ -91,41 +72,44 @@ def _attend_rows(
     head_dim = k_cache.shape[3]
     v_panels = (head_dim + PANEL - 1) // PANEL
     q = np.empty((rows, head_dim), np.float32)
+    at = np.empty(KV_TILE, np.int64)
     k = np.zeros((KV_TILE // PANEL, head_dim, PANEL), np.float32)
     v = np.zeros((v_panels, KV_TILE, PANEL), np.float32)
     scores = np.empty((rows, KV_TILE), np.float32)
     values = np.empty((rows, v_panels * PANEL), np.float32)
     result = np.zeros((rows, v_panels * PANEL), np.float32)
-    acc = np.empty((_ROWS, PANEL), np.float32)
+    acc = aligned_rows(ROWS)
     tops = np.full(rows, _NEVER)
     totals = np.zeros(rows, np.float32)
     for i in range(rows):
-        source = qkv[first + i, head * head_dim : (head + 1) * head_dim]
         for d in range(head_dim):
-            q[i, d] = widen(source[d]) * scale
+            q[i, d] = widen(qkv[first + i, head * head_dim + d]) * scale
     end = position + rows
     for start in range(0, end, KV_TILE):
-        _load_tile(k_cache, v_cache, table, head, start, min(KV_TILE, end - start), k, v)
+        tokens = min(KV_TILE, end - start)
+        load_k(k_cache, table, head, start, tokens, at, k)
+        load_v(v_cache, table, head, start, tokens, at, v)
         begin = max(0, start - position)  # rows before it do not see this tile
         full = min(
             rows, max(begin, start + KV_TILE - 1 - position)
         )  # rows from it on see all of it
-        _multiply(q, begin, rows - begin, k, head_dim, acc, scores)
+        _multiply(q, begin, rows - begin, k, -(-tokens // PANEL), head_dim, acc, scores)
         for i in range(begin, rows):
             seen = KV_TILE if i >= full else position + i + 1 - start
             top, total = _softmax_step(scores[i, :seen], tops[i])
             shrink = exp(tops[i] - top)
             tops[i], totals[i] = top, totals[i] * shrink + total
-            result[i] *= shrink
+            for d in range(v_panels * PANEL):
+                result[i, d] *= shrink
             if i < full:
-                _multiply(scores, i, 1, v, seen, acc, values)
-        _multiply(scores, full, rows - full, v, KV_TILE, acc, values)
+                _multiply(scores, i, 1, v, v_panels, seen, acc, values)
+        _multiply(scores, full, rows - full, v, v_panels, KV_TILE, acc, values)
         for i in range(begin, rows):
-            result[i] += values[i]
+            for d in range(v_panels * PANEL):
+                result[i, d] += values[i, d]
     for i in range(rows):
-        target = out[first + i, head * head_dim : (head + 1) * head_dim]
         for d in range(head_dim):
-            store(target, d, result[i, d] / totals[i])
+            store(out, (first + i, head * head_dim + d), result[i, d] / totals[i])
 
 
 @kernel()
@@ -187,7 +171,8 @@ def prefill_attention(
     """Attention of prompt rows. Queries, caches and `out` share one dtype."""
     arguments = (qkv, k_cache, v_cache, cu_seqlens_q, seq_lens, rows, block_tables, scale, out)
     tasks = _count_tasks(cu_seqlens_q, k_cache.shape[1])
-    if numba.get_num_threads() == 1 or len(qkv) < QUERY_TILE:
+    is_small = int(seq_lens.sum()) * qkv.shape[1] < _PARALLEL_ELEMENTS
+    if is_small or numba.get_num_threads() == 1:
         for task in range(tasks):
             _attend_task(*arguments, task)
     else:

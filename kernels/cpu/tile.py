@@ -13,10 +13,12 @@ oneDNN with bf16 output and one row padded to two; the whole `linear` takes 8 to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -136,52 +138,90 @@ def _declare_multiply_add(module: ir.Module, kind: Kind) -> Any:
     return insert(module, signature, name)
 
 
-def make_tile(rows: int, kind: Kind, panels: int = 1) -> Any:
+def _emit_tile(
+    builder: ir.IRBuilder, rows: int, kind: Kind, panels: int, args: list[ir.Value]
+) -> None:
+    x, x_stride, w, acc, depth = args
+    step_bytes = _I64(PANEL * (2 if kind == Kind.BF16 else 4))
+    zero = ir.Constant(_FLOATS, [0.0] * GEOMETRY.lanes)
+    alloca: Any = cgutils.alloca_once_value
+    sums = [
+        [[alloca(builder, zero) for _ in range(GEOMETRY.vectors)] for _ in range(rows)]
+        for _ in range(panels)
+    ]
+    multiply_add = _declare_multiply_add(builder.module, kind)
+    panel_bytes = builder.mul(depth, step_bytes)
+    with cgutils.for_range(builder, depth) as loop:
+        x_at = builder.add(x, builder.mul(loop.index, _I64(4)))
+        w_at = builder.add(w, builder.mul(loop.index, step_bytes))
+        for panel in range(panels):
+            columns = _load_columns(builder, kind, w_at)
+            if rows == panels == 1 or (rows >= 3 and FETCHES_NEXT_PANEL):
+                ahead = _I64(_AHEAD_BYTES) if rows == 1 else panel_bytes
+                for at in range(0, step_bytes.constant, 64):
+                    prefetch(builder, builder.add(builder.add(w_at, ahead), _I64(at)))
+            for r in range(rows):
+                row_at = builder.add(x_at, builder.mul(x_stride, _I64(r)))
+                factor = _load_x(builder, kind, row_at)  # once for all panels, as LLVM sees
+                for place, column in zip(sums[panel][r], columns, strict=True):
+                    old = builder.load(place)
+                    operands = (
+                        [old, factor, column] if kind == Kind.BF16_DOT else [factor, column, old]
+                    )
+                    builder.store(builder.call(multiply_add, operands), place)
+            w_at = builder.add(w_at, panel_bytes)
+    at = acc
+    for place in (place for panel in sums for row in panel for place in row):
+        builder.store(builder.load(place), builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
+        at = builder.add(at, _I64(GEOMETRY.lanes * 4))
+
+
+def make_tile(rows: int, kind: Kind, panels: int) -> Any:
     """tile(x, x_stride, w, acc, depth): addresses and a row stride in bytes.
 
     `depth` counts steps over k: pairs for BF16_DOT, whose w is [panels, k / 2, PANEL, 2]; else w is
     [panels, k, PANEL]. x is fp32, or bf16 for BF16_DOT. `acc` [panels, rows, PANEL] fp32 is overwritten.
     """
-    step_bytes = _I64(PANEL * (2 if kind == Kind.BF16 else 4))
 
     def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
-        x, x_stride, w, acc, depth = args
-        zero = ir.Constant(_FLOATS, [0.0] * GEOMETRY.lanes)
-        alloca: Any = cgutils.alloca_once_value
-        sums = [
-            [[alloca(builder, zero) for _ in range(GEOMETRY.vectors)] for _ in range(rows)]
-            for _ in range(panels)
-        ]
-        multiply_add = _declare_multiply_add(builder.module, kind)
-        panel_bytes = builder.mul(depth, step_bytes)
-        with cgutils.for_range(builder, depth) as loop:
-            x_at = builder.add(x, builder.mul(loop.index, _I64(4)))
-            w_at = builder.add(w, builder.mul(loop.index, step_bytes))
-            for panel in range(panels):
-                columns = _load_columns(builder, kind, w_at)
-                if rows == panels == 1 or (rows >= 4 and FETCHES_NEXT_PANEL):
-                    ahead = _I64(_AHEAD_BYTES) if rows == 1 else panel_bytes
-                    for at in range(0, step_bytes.constant, 64):
-                        prefetch(builder, builder.add(builder.add(w_at, ahead), _I64(at)))
-                for r in range(rows):
-                    row_at = builder.add(x_at, builder.mul(x_stride, _I64(r)))
-                    factor = _load_x(builder, kind, row_at)  # once for all panels, as LLVM sees
-                    for place, column in zip(sums[panel][r], columns, strict=True):
-                        old = builder.load(place)
-                        operands = (
-                            [old, factor, column]
-                            if kind == Kind.BF16_DOT
-                            else [factor, column, old]
-                        )
-                        builder.store(builder.call(multiply_add, operands), place)
-                w_at = builder.add(w_at, panel_bytes)
-        at = acc
-        for place in (place for panel in sums for row in panel for place in row):
-            builder.store(builder.load(place), builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
-            at = builder.add(at, _I64(GEOMETRY.lanes * 4))
+        _emit_tile(builder, rows, kind, panels, args)
         return context.get_dummy_value()
 
     def tile(typing: Any, x: Any, x_stride: Any, w: Any, acc: Any, depth: Any) -> Any:
         return types.void(*[types.intp] * 5), codegen
 
     return intrinsic(tile)
+
+
+def make_tiles(kind: Kind) -> Any:
+    """tile(rows, x, x_stride, w, acc, depth): as `make_tile`, of one panel and up to GEOMETRY.rows rows."""
+    return by_rows(GEOMETRY.rows, lambda b, rows, args: _emit_tile(b, rows, kind, 1, args))
+
+
+def by_rows(most: int, emit: Callable[[ir.IRBuilder, int, list[ir.Value]], None]) -> Any:
+    """tile(rows, x, x_stride, w, acc, depth) does what `emit` writes for that number of rows, 1 to `most`."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, _: Any, args: list[ir.Value]) -> Any:
+        end = builder.append_basic_block("end")
+        switch = builder.switch(args[0], end)
+        for rows in range(1, most + 1):
+            block = builder.append_basic_block(f"rows.{rows}")
+            switch.add_case(_I64(rows), block)
+            builder.position_at_end(block)
+            emit(builder, rows, args[1:])
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    def tile(typing: Any, rows: Any, x: Any, x_stride: Any, w: Any, acc: Any, depth: Any) -> Any:
+        return types.void(*[types.intp] * 6), codegen
+
+    return intrinsic(tile)
+
+
+@njit(error_model="numpy")
+def tile_height(left: int, most: int) -> int:
+    """Rows of the next tile, when so many are left: all tiles about as high. One low tile behind high ones
+    would wait for its additions, and read the panel as often."""
+    num_tiles = -(-left // most)
+    return -(-left // num_tiles)

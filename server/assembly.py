@@ -74,7 +74,7 @@ def engine_of(
         max_num_seqs=num_seqs,
         max_num_batched_tokens=loaded.limits.max_num_batched_tokens,
         max_model_len=loaded.limits.max_model_len,
-        shape=StepShape.of_rows(num_seqs) if loaded.config.device == "cpu" else None,
+        shape=StepShape.of_rows(num_seqs, *loaded.chunks) if loaded.chunks else None,
     )
     speculation = Speculation(scheduler, loaded.num_free_rows) if loaded.num_free_rows else None
     return Engine(

@@ -18,8 +18,7 @@ from typing import NamedTuple
 from server.engine.sequence_state import SequenceState
 from server.engine.tenants import Tenant
 
-_MIN_CHUNK = 32  # prompt tokens; fewer take hardly less time
-_PER_DECODE = 3  # prompt tokens that take as long as a generated one, or less
+_MIN_TURN_ROWS = 16
 
 
 class Wanted(NamedTuple):
@@ -34,33 +33,35 @@ class Wanted(NamedTuple):
         num_prompt = max(seq.num_prompt_tokens - num_computed, 0)
         return cls(seq.tenant, num_prompt, seq.num_tokens - num_computed - num_prompt)
 
-    def chunk(self, cost: int) -> int:
-        """As many tokens as may cost so much; a prompt's costs 1."""
-        num = min(self.num_prompt_tokens, cost)
-        return num + min(self.num_generated_tokens, -(-(cost - num) // _PER_DECODE))
-
-    def cost(self, chunk: int) -> int:
-        num = min(self.num_prompt_tokens, chunk)
-        return num + _PER_DECODE * (chunk - num)
-
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
     turn_rows: int  # generated tokens of a step, or as much, where several tenants have work
     spare_rows: int = 0  # that a tenant with more than half of all leaves to others
-    min_chunk: int = _MIN_CHUNK  # prompt tokens beside generated ones
+    min_chunk: int = 32  # prompt tokens beside generated ones: that take no longer than a step for itself
+    prompt_per_decode: int = 3  # prompt tokens that take as long as a generated one, or less
 
     @classmethod
-    def of_rows(cls, max_num_seqs: int) -> StepShape:
+    def of_rows(cls, max_num_seqs: int, min_chunk: int, prompt_per_decode: int) -> StepShape:
         """An eighth of the rows is spare: to take a row from somebody costs a replay."""
         spare_rows = max_num_seqs // 8
-        return cls(max(_MIN_CHUNK // 2, max_num_seqs - spare_rows), spare_rows)
+        turn_rows = max(_MIN_TURN_ROWS, max_num_seqs - spare_rows)
+        return cls(turn_rows, spare_rows, min_chunk, prompt_per_decode)
 
     def chunk(self, num_decodes: int, most: int) -> int:
         """Prompt tokens beside so many generated ones, in a step of at most `most` tokens."""
         if not num_decodes:
             return most
-        return min(most - num_decodes, max(self.min_chunk, _PER_DECODE * num_decodes))
+        return min(most - num_decodes, max(self.min_chunk, self.prompt_per_decode * num_decodes))
+
+    def affordable(self, wanted: Wanted, cost: int) -> int:
+        """As many tokens as may cost so much; a prompt's costs 1."""
+        num = min(wanted.num_prompt_tokens, cost)
+        return num + min(wanted.num_generated_tokens, -(-(cost - num) // self.prompt_per_decode))
+
+    def cost(self, wanted: Wanted, chunk: int) -> int:
+        num = min(wanted.num_prompt_tokens, chunk)
+        return num + self.prompt_per_decode * (chunk - num)
 
     def share(
         self, caught_up: list[SequenceState], wanted: list[Wanted], num_tenants: int, most: int
@@ -69,22 +70,22 @@ class StepShape:
         the tokens of all chunks together. Some draw beside any chunk: no prompt holds everybody up."""
         few = self.turn_rows // 4
         chunks, left, has_light = self._chunks(wanted, num_tenants)
-        caught_up = take_turns(caught_up, few if has_light else max(left // _PER_DECODE, few))
+        caught_up = take_turns(caught_up, few if has_light else max(left // self.prompt_per_decode, few))
         budget = sum(chunks)
         if not has_light:
-            budget = max(budget, _PER_DECODE * (self.turn_rows - len(caught_up)))
+            budget = max(budget, self.prompt_per_decode * (self.turn_rows - len(caught_up)))
         return caught_up, chunks, min(budget, most - len(caught_up))
 
     def _chunks(self, wanted: list[Wanted], num_tenants: int) -> tuple[list[int], int, bool]:
         """The poorest tenant first. A turn, if it has less than its share of rows, and is light; else half of
         one, for its own rows wait meanwhile. What is left of the turn; whether one is light."""
-        turn = left = _PER_DECODE * self.turn_rows
+        turn = left = self.prompt_per_decode * self.turn_rows
         chunks, has_light = [0] * len(wanted), False
         for index in sorted(range(len(wanted)), key=lambda i: wanted[i].tenant.counter):
             one = wanted[index]
             is_light = 2 * one.tenant.num_rows * num_tenants <= self.turn_rows
-            chunks[index] = one.chunk(max(left if is_light else min(left, turn // 2), 0))
-            left -= one.cost(chunks[index])
+            chunks[index] = self.affordable(one, max(left if is_light else min(left, turn // 2), 0))
+            left -= self.cost(one, chunks[index])
             has_light |= is_light
         return chunks, left, has_light
 

@@ -40,6 +40,11 @@ def test_a_chunk_takes_no_longer_than_what_is_beside_it(num_decodes: int, chunk:
     assert SHAPE.chunk(num_decodes, 64) == chunk
 
 
+def test_where_a_prompts_token_takes_as_long_as_a_generated_one_chunks_are_as_short() -> None:
+    shape = replace(SHAPE, prompt_per_decode=1)
+    assert [shape.chunk(num, 64) for num in (0, 1, 4, 10, 40)] == [64, 4, 4, 10, 24]
+
+
 def test_a_long_prompt_of_the_only_tenant_goes_in_chunks() -> None:
     rig = Rig(SIZE)
     fill(rig, 3)
@@ -98,8 +103,8 @@ def test_the_steps_keep_their_shape_for_one_that_may_come_back() -> None:
 
 def test_a_replays_generated_tokens_cost_what_they_cost_when_drawn() -> None:
     wanted = Wanted(Tenant("a"), num_prompt_tokens=10, num_generated_tokens=10)
-    assert [wanted.chunk(cost) for cost in (4, 10, 13, 22, 40, 90)] == [4, 10, 11, 14, 20, 20]
-    assert [wanted.cost(chunk) for chunk in (4, 10, 12, 20)] == [4, 10, 16, 40]
+    assert [SHAPE.affordable(wanted, cost) for cost in (4, 10, 13, 22, 40, 90)] == [4, 10, 11, 14, 20, 20]
+    assert [SHAPE.cost(wanted, chunk) for chunk in (4, 10, 12, 20)] == [4, 10, 16, 40]
 
 
 def test_everybody_has_a_turn_however_many_tenants_there_are() -> None:

@@ -24,7 +24,9 @@ from kernels.cpu.kinds import Kind, host_features
 from kernels.cpu.tile import FETCHES_NEXT_PANEL, GEOMETRY, Geometry, by_rows, prefetch
 
 QUAD = 4  # of k, in one lane
-INT8_ROWS = 4 if GEOMETRY.vectors == 2 else GEOMETRY.rows  # columns in two halves take registers, too
+INT8_ROWS = (
+    4 if GEOMETRY.vectors == 2 else GEOMETRY.rows
+)  # columns in two halves take registers, too
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 

@@ -1,7 +1,7 @@
 """Some tokens' K and V of one head as the right-hand sides of fp32 matrix products.
 
-    K   [KV_TILE / PANEL, head_dim, PANEL]            transposed: a column for each token
-    V   [panels of head_dim, KV_TILE, PANEL]          a row for each token
+K   [KV_TILE / PANEL, head_dim, PANEL]            transposed: a column for each token
+V   [panels of head_dim, KV_TILE, PANEL]          a row for each token
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def _token_addresses(cache: Any, table: Any, head: int, start: int, tokens: int,
 
 
 @njit(error_model="numpy")
-def load_k(
-    cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, k: Any
-) -> None:
+def load_k(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, k: Any) -> None:
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
     _, _, block_size, head_dim = cache.shape
     _token_addresses(cache, table, head, start, tokens, at)
@@ -103,9 +101,7 @@ def load_k(
 
 
 @njit(error_model="numpy")
-def load_v(
-    cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, v: Any
-) -> None:
+def load_v(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, v: Any) -> None:
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
     _, _, block_size, head_dim = cache.shape
     _token_addresses(cache, table, head, start, tokens, at)

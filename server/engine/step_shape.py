@@ -38,7 +38,9 @@ class Wanted(NamedTuple):
 class StepShape:
     turn_rows: int  # generated tokens of a step, or as much, where several tenants have work
     spare_rows: int = 0  # that a tenant with more than half of all leaves to others
-    min_chunk: int = 32  # prompt tokens beside generated ones: that take no longer than a step for itself
+    min_chunk: int = (
+        32  # prompt tokens beside generated ones: that take no longer than a step for itself
+    )
     prompt_per_decode: int = 3  # prompt tokens that take as long as a generated one, or less
 
     @classmethod
@@ -70,7 +72,9 @@ class StepShape:
         the tokens of all chunks together. Some draw beside any chunk: no prompt holds everybody up."""
         few = self.turn_rows // 4
         chunks, left, has_light = self._chunks(wanted, num_tenants)
-        caught_up = take_turns(caught_up, few if has_light else max(left // self.prompt_per_decode, few))
+        caught_up = take_turns(
+            caught_up, few if has_light else max(left // self.prompt_per_decode, few)
+        )
         budget = sum(chunks)
         if not has_light:
             budget = max(budget, self.prompt_per_decode * (self.turn_rows - len(caught_up)))

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 
 _FIRST_TRIAL = 16  # steps until another number of threads is tried
-_MAX_TRIAL = 2048  # as often again each time that the same one won
+_MAX_TRIAL = 2048  # four times as many each time that the same one won
 _TRIAL_STEPS = 4  # of a trial, the first of which warms up
+_HOPELESS = 1.25  # times what is usual: a trial whose first two steps take more ends with them
 _BETTER = 0.95  # what a trial must take less than, of what is usual
 _WORSE = 1.5  # times what was usual at the last trial: things have changed
 _WEIGHT = 0.1  # of a step in what is usual
@@ -44,8 +45,9 @@ class _Choice:
             self._add_usual(seconds)
             return
         self._trial.append(seconds)
-        if len(self._trial) == _TRIAL_STEPS:
-            self._judge(sum(self._trial[1:]) / (_TRIAL_STEPS - 1))
+        is_hopeless = len(self._trial) == 2 and min(self._trial) > _HOPELESS * self._usual_s
+        if is_hopeless or len(self._trial) == _TRIAL_STEPS:
+            self._judge(sum(self._trial[1:]) / (len(self._trial) - 1))
 
     def _add_usual(self, seconds: float) -> None:
         usual = self._usual_s
@@ -74,7 +76,7 @@ class _Choice:
             self._usual_s = self._reference_s = mean_s
             self._interval = _FIRST_TRIAL
         else:
-            self._interval = min(2 * self._interval, _MAX_TRIAL)
+            self._interval = min(4 * self._interval, _MAX_TRIAL)
         self._steps_left = self._interval
         self._tried = -1
 

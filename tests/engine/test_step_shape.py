@@ -103,7 +103,14 @@ def test_the_steps_keep_their_shape_for_one_that_may_come_back() -> None:
 
 def test_a_replays_generated_tokens_cost_what_they_cost_when_drawn() -> None:
     wanted = Wanted(Tenant("a"), num_prompt_tokens=10, num_generated_tokens=10)
-    assert [SHAPE.affordable(wanted, cost) for cost in (4, 10, 13, 22, 40, 90)] == [4, 10, 11, 14, 20, 20]
+    assert [SHAPE.affordable(wanted, cost) for cost in (4, 10, 13, 22, 40, 90)] == [
+        4,
+        10,
+        11,
+        14,
+        20,
+        20,
+    ]
     assert [SHAPE.cost(wanted, chunk) for chunk in (4, 10, 12, 20)] == [4, 10, 16, 40]
 
 

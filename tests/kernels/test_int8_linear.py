@@ -102,7 +102,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(kind: Kind, n_in: int, n_out: 
     packed = pack_int8(random(3, n_out, n_in) * 0.05, random(4, n_out), (kind,))
     x = random(5, num_rows, n_in) * 10.0 ** (torch.arange(num_rows)[:, None] % 9 - 4)
     whole = run(x, packed, cpu.NONE, torch.float32)
-    for batch in (2, 3, 17, 64):
+    for batch in (2, 3, 7, 17, 64):
         parts = [run(part, packed, cpu.NONE, torch.float32) for part in x.split(batch)]
         assert torch.equal(torch.cat(parts), whole)
     for row in (*range(8), *range(num_rows - 8, num_rows)):

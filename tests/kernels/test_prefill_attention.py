@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cpu.arrays import as_array
-from kernels.cpu.prefill_attention import prefill_attention
+from kernels.cpu.prefill_attention import _PARALLEL_ELEMENTS, prefill_attention
 from kernels.cpu.threads import set_threads
 from tests.kernels.shapes import Paged, int32, paged_cache
 
@@ -29,7 +29,7 @@ def run(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n_head", "head_dim"), [(1, 8), (2, 48), (3, 64), (2, 80), (1, 33)])
-@pytest.mark.parametrize("block_size", [8, 16])
+@pytest.mark.parametrize("block_size", [8, 16, 128])
 def test_equals_the_reference(
     dtype: torch.dtype, n_head: int, head_dim: int, block_size: int
 ) -> None:
@@ -62,8 +62,9 @@ def test_chunk_borders_do_not_change_a_bit(dtype: torch.dtype, chunk: int) -> No
 
 
 def test_neighbours_and_threads_do_not_change_a_bit() -> None:
-    paged = paged_cache([150, 40], 2, 64, 16, torch.bfloat16)
-    qkv = torch.randn(190, 3 * 128).bfloat16()
+    paged = paged_cache([150, 40], 6, 64, 16, torch.bfloat16)
+    qkv = torch.randn(190, 3 * 384).bfloat16()
+    assert qkv.numel() > _PARALLEL_ELEMENTS
     alone = torch.cat(
         [run(qkv[:150], paged, [0, 150], [150], [0]), run(qkv[150:], paged, [0, 40], [40], [1])]
     )

@@ -71,7 +71,7 @@ class Load:
         )
         loaded = build_runner(resolve_engine(config), [], available_cores())
         self._cache = Switched(config.block_size)
-        with mock.patch.object(assembly, "PrefixCache", lambda _: self._cache):
+        with mock.patch.object(assembly, "PrefixCache", return_value=self._cache):
             self._engine = assembly.engine_of(loaded)
         self._rng = random.Random(0)
         self._num_submitted = 0

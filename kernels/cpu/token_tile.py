@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from kernels.cpu.emitter import F32, FLOATS, I64, INTS, LANES, Emitter, Kind, offset
+from kernels.cpu.emitter import F32, FLOATS, I64, LANES, Emitter, Kind, offset
 
 _VECTORS = 4  # of columns that are added at once: more chains of additions than an fma is long
 

@@ -35,12 +35,6 @@ class Switched(PrefixCache):
         self.is_on = True
         self.seconds = 0.0
 
-    def switch(self, *, on: bool) -> None:
-        """While no sequence runs."""
-        self._entries.clear()
-        self._keys.clear()
-        self.is_on = on
-
     def match(self, seq: SequenceState) -> Match:
         return self._timed(super().match, seq) if self.is_on else Match([], b"")
 
@@ -73,10 +67,16 @@ class Load:
         self._cache = Switched(config.block_size)
         with mock.patch.object(assembly, "PrefixCache", return_value=self._cache):
             self._engine = assembly.engine_of(loaded)
+        self._blocks = self._engine._scheduler.blocks
         self._rng = random.Random(0)
         self._num_submitted = 0
         self._vocab_size = VOCAB_SIZE if model else 4096
         self.cache_shares: list[float] = []  # of the time of each load without hits
+
+    def _switch_cache(self, *, on: bool) -> None:
+        """While nothing runs: all blocks are taken, so none has content, and given back."""
+        self._blocks.deallocate(self._blocks.allocate(self._blocks.num_available))
+        self._cache.is_on = on
 
     def prompt(self, num: int) -> list[int]:
         return [self._rng.randrange(1, self._vocab_size) for _ in range(num)]
@@ -93,14 +93,14 @@ class Load:
         return time.perf_counter() - started
 
     def first_token_ms(self, num_hits: int) -> float:
-        self._cache.switch(on=True)
+        self._switch_cache(on=True)
         start = self.prompt(num_hits)
         if start:
             self.run([start], 1)
         return 1e3 * self.run([start + self.prompt(PROMPT_TOKENS - num_hits)], 1)
 
     def tokens_per_s(self, *, has_cache: bool) -> float:
-        self._cache.switch(on=has_cache)
+        self._switch_cache(on=has_cache)
         prompts = [self.prompt(STREAM_PROMPT) for _ in range(STREAMS)]
         num_tokens = STREAMS * (STREAM_PROMPT + STREAM_TOKENS)
         self._cache.seconds = 0.0

@@ -171,7 +171,8 @@ class Scheduler:
         if shape is None or step - self._last_shared > _SHARED_STEPS:
             self._num_spare_rows = 0
             num = len(caught_up)
-            budget = most - num if shape is None else shape.chunk(num, most)
+            num_late = len(behind) + min(len(self.waiting), len(self._free_rows))
+            budget = most - num if shape is None else shape.chunk(num, num_late, most)
             chunks = [budget] * len(behind)
         else:
             self._num_spare_rows = shape.spare_rows

@@ -4,7 +4,8 @@ counts. (A GPU's step takes as long with one row as with many, so everybody is i
 Whoever comes waits for the end of the step that runs, and is computed in the next: with all rows in every
 step, and whole prompts beside them, that is long. So
 
-- a prompt's chunk takes no longer than the generated tokens beside it; and
+- a prompt's chunk takes no longer than the generated tokens beside it, or a few times as long while several
+  prompts wait; and
 - where several tenants have work, a step takes a *turn*. Tenants share it; one that has more rows than its
   share lets them take turns.
 """
@@ -42,19 +43,24 @@ class StepShape:
         32  # prompt tokens beside generated ones: that take no longer than a step for itself
     )
     prompt_per_decode: int = 3  # prompt tokens that take as long as a generated one, or less
+    most_prompts: int = 1  # of one tenant, that each make a step so much longer
 
     @classmethod
-    def of_rows(cls, max_num_seqs: int, min_chunk: int, prompt_per_decode: int) -> StepShape:
+    def of_rows(
+        cls, max_num_seqs: int, min_chunk: int, prompt_per_decode: int, most_prompts: int
+    ) -> StepShape:
         """An eighth of the rows is spare: to take a row from somebody costs a replay."""
         spare_rows = max_num_seqs // 8
         turn_rows = max(_MIN_TURN_ROWS, max_num_seqs - spare_rows)
-        return cls(turn_rows, spare_rows, min_chunk, prompt_per_decode)
+        return cls(turn_rows, spare_rows, min_chunk, prompt_per_decode, most_prompts)
 
-    def chunk(self, num_decodes: int, most: int) -> int:
-        """Prompt tokens beside so many generated ones, in a step of at most `most` tokens."""
+    def chunk(self, num_decodes: int, num_late: int, most: int) -> int:
+        """Prompt tokens beside so many generated ones, in a step of at most `most` tokens. Rows that stay
+        empty cost more than gaps: with several that wait to generate, chunks are longer."""
         if not num_decodes:
             return most
-        return min(most - num_decodes, max(self.min_chunk, self.prompt_per_decode * num_decodes))
+        chunk = max(self.min_chunk, self.prompt_per_decode * num_decodes)
+        return min(most - num_decodes, chunk * max(1, min(num_late, self.most_prompts)))
 
     def affordable(self, wanted: Wanted, cost: int) -> int:
         """As many tokens as may cost so much; a prompt's costs 1."""

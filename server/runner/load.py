@@ -54,16 +54,17 @@ class Chunks(NamedTuple):
 
     min_chunk: int  # as long as what a step takes for itself, or less
     prompt_per_decode: int  # as long as a generated token, or less
+    most_prompts: int  # that may make a step so much longer at once
 
 
 # Without instructions for bf16 a row of a prompt takes what a generated one does: beside 8 generated rows of
 # the embedded model (2.2 ms) 8 prompt tokens take 0.9 ms and 32 take 3.3; of a 124M one (17) 11 and 43.
-_WIDENED_CHUNKS = Chunks(8, 1)
+_WIDENED_CHUNKS = Chunks(8, 1, 4)
 _CHUNKS = {
     Kind.F32: _WIDENED_CHUNKS,
     Kind.BF16: _WIDENED_CHUNKS,
-    Kind.BF16_DOT: Chunks(32, 3),
-    Kind.BF16_AMX: Chunks(32, 3),
+    Kind.BF16_DOT: Chunks(32, 3, 1),
+    Kind.BF16_AMX: Chunks(32, 3, 1),
 }
 
 

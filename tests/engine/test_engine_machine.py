@@ -30,7 +30,15 @@ SIZES = st.builds(
     block_size=st.sampled_from([2, 4]),
     max_num_seqs=st.integers(2, 5),
     max_num_batched_tokens=st.integers(5, 12),
-    shape=st.none() | st.builds(StepShape, st.integers(1, 8), st.integers(0, 2), st.integers(1, 4)),
+    shape=st.none()
+    | st.builds(
+        StepShape,
+        st.integers(1, 8),
+        st.integers(0, 2),
+        st.integers(1, 4),
+        st.integers(1, 3),
+        st.integers(1, 3),
+    ),
     max_model_len=st.just(30),
 )
 PARAMS = st.builds(

@@ -29,7 +29,15 @@ SIZES = st.builds(
     max_num_batched_tokens=st.integers(5, 12),
     max_model_len=st.just(MAX_LEN),
     max_steps_in_flight=st.integers(1, 3),
-    shape=st.none() | st.builds(StepShape, st.integers(1, 8), st.integers(0, 2), st.integers(1, 4)),
+    shape=st.none()
+    | st.builds(
+        StepShape,
+        st.integers(1, 8),
+        st.integers(0, 2),
+        st.integers(1, 4),
+        st.integers(1, 3),
+        st.integers(1, 3),
+    ),
 )
 TENANTS = st.sampled_from(["", "anna", "ben", "carl"])
 PRIORITIES = st.sampled_from([0, 0, -1, 3, -(2**60), 2**60])

@@ -37,12 +37,28 @@ def fill(rig: Rig, num: int, tenant: str = "heavy", max_tokens: int = 40) -> Non
 
 @pytest.mark.parametrize(("num_decodes", "chunk"), [(0, 64), (1, 4), (2, 6), (10, 30), (20, 44)])
 def test_a_chunk_takes_no_longer_than_what_is_beside_it(num_decodes: int, chunk: int) -> None:
-    assert SHAPE.chunk(num_decodes, 64) == chunk
+    assert SHAPE.chunk(num_decodes, 1, 64) == chunk
 
 
 def test_where_a_prompts_token_takes_as_long_as_a_generated_one_chunks_are_as_short() -> None:
     shape = replace(SHAPE, prompt_per_decode=1)
-    assert [shape.chunk(num, 64) for num in (0, 1, 4, 10, 40)] == [64, 4, 4, 10, 24]
+    assert [shape.chunk(num, 1, 64) for num in (0, 1, 4, 10, 40)] == [64, 4, 4, 10, 24]
+
+
+def test_chunks_are_longer_while_several_prompts_wait_for_rows_that_are_free() -> None:
+    shape = replace(SHAPE, prompt_per_decode=1, most_prompts=3)
+    assert [shape.chunk(8, num, 64) for num in (0, 1, 2, 3, 9)] == [8, 8, 16, 24, 24]
+    assert shape.chunk(30, 3, 64) == 34
+    rig = Rig(replace(SIZE, shape=shape))
+    fill(rig, 4)
+    for seq_id in (8, 9):
+        rig.submit(request(seq_id, [seq_id - 6] * 20, max_tokens=2, tenant="heavy"))
+    assert scheduled(rig)[8] == 8
+    rig = Rig(replace(SIZE, max_num_seqs=5, shape=shape))
+    fill(rig, 4)
+    for seq_id in (8, 9):
+        rig.submit(request(seq_id, [seq_id - 6] * 20, max_tokens=2, tenant="heavy"))
+    assert scheduled(rig)[8] == 4, "the other has no row to wait for"
 
 
 def test_a_long_prompt_of_the_only_tenant_goes_in_chunks() -> None:

@@ -48,11 +48,20 @@ def draw_sizes(rng: Random) -> Sizes:
         max_steps_in_flight=rng.choice((1, 2)),  # as many as the board has places for
         max_mask_delay=rng.choice((0, 0, 1, 3)),
         shape=rng.choice(
-            (None, StepShape(rng.randint(1, 6), rng.randint(0, 2), rng.randint(1, 4)))
+            (
+                None,
+                StepShape(
+                    *(rng.randint(*ends) for ends in ((1, 6), (0, 2), (1, 4), (1, 3), (1, 3)))
+                ),
+            )
         ),
     )
     has_luck = rng.random() < 0.7
     return replace(sizes, is_speculating=has_luck and sizes.max_steps_in_flight == 1)
+
+
+def _shape(turn_rows: int, spare_rows: int, min_chunk: int) -> StepShape:
+    return StepShape(turn_rows, spare_rows, min_chunk, 1 + turn_rows % 3, 1 + min_chunk % 3)
 
 
 def draw_rates(rng: Random) -> Rates:

@@ -90,11 +90,12 @@ class StepShape:
         """The poorest tenant first. A turn, if it has less than its share of rows, and is light; else half of
         one, for its own rows wait meanwhile. What is left of the turn; whether one is light."""
         turn = left = self.prompt_per_decode * self.turn_rows
+        half = max(turn // 2, 1)
         chunks, has_light = [0] * len(wanted), False
         for index in sorted(range(len(wanted)), key=lambda i: wanted[i].tenant.counter):
             one = wanted[index]
             is_light = 2 * one.tenant.num_rows * num_tenants <= self.turn_rows
-            chunks[index] = self.affordable(one, max(left if is_light else min(left, turn // 2), 0))
+            chunks[index] = self.affordable(one, max(left if is_light else min(left, half), 0))
             left -= self.cost(one, chunks[index])
             has_light |= is_light
         return chunks, left, has_light

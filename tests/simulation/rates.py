@@ -60,10 +60,6 @@ def draw_sizes(rng: Random) -> Sizes:
     return replace(sizes, is_speculating=has_luck and sizes.max_steps_in_flight == 1)
 
 
-def _shape(turn_rows: int, spare_rows: int, min_chunk: int) -> StepShape:
-    return StepShape(turn_rows, spare_rows, min_chunk, 1 + turn_rows % 3, 1 + min_chunk % 3)
-
-
 def draw_rates(rng: Random) -> Rates:
     return Rates(
         fault_s=rng.choice((0.03, 0.1, 0.3)),

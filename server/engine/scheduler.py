@@ -171,8 +171,10 @@ class Scheduler:
         if shape is None or step - self._last_shared > _SHARED_STEPS:
             self._num_spare_rows = 0
             num = len(caught_up)
-            num_late = len(behind) + min(len(self.waiting), len(self._free_rows))
-            budget = most - num if shape is None else shape.chunk(num, num_late, most)
+            budget = most - num
+            if shape is not None:
+                num_late = len(behind) + min(len(self.waiting), len(self._free_rows))
+                budget = shape.chunk(num, num_late, most)
             chunks = [budget] * len(behind)
         else:
             self._num_spare_rows = shape.spare_rows

@@ -39,9 +39,7 @@ class Wanted(NamedTuple):
 class StepShape:
     turn_rows: int  # generated tokens of a step, or as much, where several tenants have work
     spare_rows: int = 0  # that a tenant with more than half of all leaves to others
-    min_chunk: int = (
-        32  # prompt tokens beside generated ones: that take no longer than a step for itself
-    )
+    min_chunk: int = 32  # prompt tokens beside few generated ones, at least
     prompt_per_decode: int = 3  # prompt tokens that take as long as a generated one, or less
     most_prompts: int = 1  # of one tenant, that each make a step so much longer
 

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.engine.speculation import Speculation
-from server.engine.step_shape import StepShape
 from server.errors import RequestError
 from server.sequence import Grammar, SamplingParams, SequenceRequest
 from tests.engine.failing_device import FailingDevice
 from tests.engine.guessing import Guessing
 from tests.engine.rig import Parts, Rig, Size
+from tests.engine.shapes import SHAPES
 
 OWNERS = st.integers(0, 2)
 STEMS = ([], [1, 2, 3, 4], [4, 3, 2, 1, 1, 2, 3, 4, 1], [1, 2, 3, 4, 4, 3, 2, 1, 0])
@@ -30,15 +30,7 @@ SIZES = st.builds(
     block_size=st.sampled_from([2, 4]),
     max_num_seqs=st.integers(2, 5),
     max_num_batched_tokens=st.integers(5, 12),
-    shape=st.none()
-    | st.builds(
-        StepShape,
-        st.integers(1, 8),
-        st.integers(0, 2),
-        st.integers(1, 4),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    ),
+    shape=SHAPES,
     max_model_len=st.just(30),
 )
 PARAMS = st.builds(

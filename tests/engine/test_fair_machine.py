@@ -14,11 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from server.engine.fairness import MAX_PREEMPTIONS
 from server.engine.scheduler import PATIENCE
 from server.engine.sequence_state import SequenceState
-from server.engine.step_shape import StepShape
 from server.engine.tenants import Tenant
 from server.engine.waiting import WaitingQueue
 from server.sequence import SequenceKey
 from tests.engine.rig import Rig, Size, request
+from tests.engine.shapes import SHAPES
 
 MAX_LEN = 20
 SIZES = st.builds(
@@ -29,15 +29,7 @@ SIZES = st.builds(
     max_num_batched_tokens=st.integers(5, 12),
     max_model_len=st.just(MAX_LEN),
     max_steps_in_flight=st.integers(1, 3),
-    shape=st.none()
-    | st.builds(
-        StepShape,
-        st.integers(1, 8),
-        st.integers(0, 2),
-        st.integers(1, 4),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    ),
+    shape=SHAPES,
 )
 TENANTS = st.sampled_from(["", "anna", "ben", "carl"])
 PRIORITIES = st.sampled_from([0, 0, -1, 3, -(2**60), 2**60])

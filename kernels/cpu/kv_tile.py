@@ -79,9 +79,17 @@ def _token_addresses(cache: Any, table: Any, head: int, start: int, tokens: int,
 
 
 @njit(error_model="numpy")
+def _value(cache: Any, table: Any, head: int, position: int, d: int) -> Any:
+    """Of the columns behind the last whole vector."""
+    block_size = cache.shape[2]
+    block = min(max(int(table[position // block_size]), 0), len(cache) - 1)
+    return widen(cache[block, head, position % block_size, d])
+
+
+@njit(error_model="numpy")
 def load_k(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, k: Any) -> None:
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
-    _, _, block_size, head_dim = cache.shape
+    head_dim = cache.shape[3]
     _token_addresses(cache, table, head, start, tokens, at)
     whole = head_dim // _LANES * _LANES
     for t in range(0, tokens, _LANES):
@@ -92,18 +100,15 @@ def load_k(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, 
                 _bf16_transpose(rows, 2 * d, target + d * k.strides[1])
             else:
                 _f32_transpose(rows, 4 * d, target + d * k.strides[1])
-    if whole < head_dim:
-        for t in range(tokens):
-            position = start + t
-            block = min(max(int(table[position // block_size]), 0), len(cache) - 1)
-            for d in range(whole, head_dim):
-                k[t // PANEL, d, t % PANEL] = widen(cache[block, head, position % block_size, d])
+    for t in range(tokens):
+        for d in range(whole, head_dim):
+            k[t // PANEL, d, t % PANEL] = _value(cache, table, head, start + t, d)
 
 
 @njit(error_model="numpy")
 def load_v(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, v: Any) -> None:
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
-    _, _, block_size, head_dim = cache.shape
+    head_dim = cache.shape[3]
     _token_addresses(cache, table, head, start, tokens, at)
     whole = head_dim // _LANES * _LANES
     for d in range(0, whole, _LANES):
@@ -113,9 +118,6 @@ def load_v(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, 
                 _bf16_widen(at[t] + 2 * d, target + t * v.strides[1])
             else:
                 _f32_widen(at[t] + 4 * d, target + t * v.strides[1])
-    if whole < head_dim:
-        for t in range(tokens):
-            position = start + t
-            block = min(max(int(table[position // block_size]), 0), len(cache) - 1)
-            for d in range(whole, head_dim):
-                v[d // PANEL, t, d % PANEL] = widen(cache[block, head, position % block_size, d])
+    for t in range(tokens):
+        for d in range(whole, head_dim):
+            v[d // PANEL, t, d % PANEL] = _value(cache, table, head, start + t, d)

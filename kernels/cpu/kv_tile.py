@@ -18,7 +18,6 @@ from kernels.cpu.scalar import widen
 from kernels.cpu.tile import PANEL
 
 KV_TILE = 64  # tokens; a multiple of every PANEL
-_LANES = LANES
 
 
 def _make_transpose(kind: Kind) -> Any:
@@ -74,7 +73,7 @@ def _token_addresses(cache: Any, table: Any, head: int, start: int, tokens: int,
             at[token] = row + slot * cache.strides[2]
             token += 1
             slot += 1
-    for pad in range(tokens, -(-tokens // _LANES) * _LANES):
+    for pad in range(tokens, -(-tokens // LANES) * LANES):
         at[pad] = at[tokens - 1]
 
 
@@ -91,11 +90,11 @@ def load_k(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, 
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
     head_dim = cache.shape[3]
     _token_addresses(cache, table, head, start, tokens, at)
-    whole = head_dim // _LANES * _LANES
-    for t in range(0, tokens, _LANES):
+    whole = head_dim // LANES * LANES
+    for t in range(0, tokens, LANES):
         rows = at.ctypes.data + t * at.itemsize
         target = k.ctypes.data + t // PANEL * k.strides[0] + t % PANEL * k.itemsize
-        for d in range(0, whole, _LANES):
+        for d in range(0, whole, LANES):
             if cache.itemsize == 2:
                 _bf16_transpose(rows, 2 * d, target + d * k.strides[1])
             else:
@@ -110,8 +109,8 @@ def load_v(cache: Any, table: Any, head: int, start: int, tokens: int, at: Any, 
     """`tokens` from position `start` on. `at` [KV_TILE] int64: scratch."""
     head_dim = cache.shape[3]
     _token_addresses(cache, table, head, start, tokens, at)
-    whole = head_dim // _LANES * _LANES
-    for d in range(0, whole, _LANES):
+    whole = head_dim // LANES * LANES
+    for d in range(0, whole, LANES):
         target = v.ctypes.data + d // PANEL * v.strides[0] + d % PANEL * v.itemsize
         for t in range(tokens):
             if cache.itemsize == 2:

@@ -39,7 +39,7 @@ class Geometry:
 
 
 def host_geometry(features: frozenset[str]) -> Geometry:
-    """AVX-512: 24 of 32 registers accumulate. AVX2: 8 of 16. Others (NEON): 24 of 32, four lanes.
+    """AVX-512: 24 of 32 registers accumulate. AVX2: 12 of 16. Others (NEON): 24 of 32, four lanes.
 
     Four streams with AVX2: 247 MB of bf16 in 7.5 ms instead of 9.4, where a two-thread sum of as many bytes
     takes 7.7. Elsewhere more than one has not been measured.

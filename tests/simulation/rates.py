@@ -48,7 +48,12 @@ def draw_sizes(rng: Random) -> Sizes:
         max_steps_in_flight=rng.choice((1, 2)),  # as many as the board has places for
         max_mask_delay=rng.choice((0, 0, 1, 3)),
         shape=rng.choice(
-            (None, StepShape(rng.randint(1, 6), rng.randint(0, 2), rng.randint(1, 4)))
+            (
+                None,
+                StepShape(
+                    *(rng.randint(*ends) for ends in ((1, 6), (0, 2), (1, 4), (1, 3), (1, 3)))
+                ),
+            )
         ),
     )
     has_luck = rng.random() < 0.7

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from tests.simulation.__main__ import run_world, simulate_beside
+from tests.simulation.simulate import run_world, simulate_beside
 
 NUM_STEPS = 1_000_000
 # What must have happened at least so often, or the million would prove little.
@@ -51,10 +51,17 @@ def test_a_million_steps() -> None:
 
 
 _ENDS = """
-from tests.simulation.__main__ import run_world
+from tests.simulation.simulate import run_world
 fault, world = run_world(3)
 print(fault, world.num_steps, world.clock.now_s, sorted(world.seen.items()))
 """
+
+
+def test_the_command_reaches_its_steps_beside_each_other() -> None:
+    command = [sys.executable, "-m", "tests.simulation", "--steps", "2000", "--seed", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[0].replace(",", "")) >= 2000
 
 
 def test_a_seed_repeats_a_world_in_any_process() -> None:

@@ -25,6 +25,7 @@ from tests.simulation.workload import Asked, Workload
 _CALM_EVERY = 800  # steps
 _CALM_S = 250.0  # of the clock, and
 _CALM_STEPS = 4_000  # in which everything must come to its end (I9)
+_MOST_IDLE_S = 250.0  # between two steps, whatever goes wrong
 _CALM_DEATHS = 100  # all that poison is open is tried meanwhile
 _MAX_OPEN = 9
 
@@ -65,11 +66,17 @@ class World:
         while self.num_steps < max_steps:
             goal = self.num_steps + _CALM_EVERY
             while self.num_steps < goal:
-                self.clock.run_next()
-                assert self.supervisor.given_up is None, "the supervisor gave up"
+                self._run_until_step()
             self.calm_down()
         self.seen["parks"] += sum(api.book.num_parks for api in self.apis)
         self.break_down()
+
+    def _run_until_step(self) -> None:
+        num_steps, end_s = self.num_steps, self.clock.now_s + _MOST_IDLE_S
+        while self.num_steps == num_steps:
+            self.clock.run_next()
+            assert self.supervisor.given_up is None, "the supervisor gave up"
+            assert self.clock.now_s < end_s, "I9: no step for long"
 
     def calm_down(self) -> None:
         """Faults stop and nothing new comes: I6, I9, and nothing is left anywhere."""

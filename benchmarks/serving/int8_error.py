@@ -71,7 +71,7 @@ class Judge:
         )
         hidden = self._model.forward(inputs, self._cache)
         out = torch.empty(count, self._model.config.vocab_size)
-        self._model.logits(hidden, out)
+        self._model.logits(hidden, out.numpy())
         return out
 
     def summed_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -203,6 +203,20 @@ def _fill_words(
 
 
 @kernel()
+def _can_win(word: np.uint32, z: np.float32, best: np.float32, slack: np.float32) -> bool:
+    """False for nearly all ids whose z + noise is below `best`, and for no other: no logarithm is computed
+    for those.
+
+    noise <= -ln v, and log2 v >= exponent + mantissa - 1 of v as fp32: so z + noise >= best needs
+    (bits of word) * 2**-23 - 159 <= (z - best) * log2(e).
+    """
+    bits = np.float32(word).view(np.int32)
+    log2_v = np.float32(bits) * _EXPONENT_STEP - _LOG2_V_BIAS
+    can_win: bool = log2_v <= (z - best) * _LOG2_E + slack
+    return can_win
+
+
+@kernel()
 def _num_contenders(
     z: NDArray[np.float32],
     words: NDArray[np.uint32],
@@ -210,17 +224,10 @@ def _num_contenders(
     best: np.float32,
     slack: np.float32,
 ) -> int:
-    """An upper bound of how many of these ids could beat `best`; 0 for nearly every chunk.
-
-    noise <= -ln v, and log2 v >= exponent + mantissa - 1 of v as fp32: so z + noise >= best needs
-    (bits of word) * 2**-23 - 159 <= (z - best) * log2(e). No logarithm is computed for the others.
-    """
+    """An upper bound of how many of these ids could beat `best`; 0 for nearly every chunk."""
     count = 0
     for i in range(z.shape[0]):
-        bits = np.float32(words[i]).view(np.int32)
-        log2_v = np.float32(bits) * _EXPONENT_STEP - _LOG2_V_BIAS
-        can_win = log2_v <= (z[i] - best) * _LOG2_E + slack
-        count += can_win & (z[i] >= lowest)
+        count += _can_win(words[i], z[i], best, slack) & (z[i] >= lowest)
     return count
 
 
@@ -250,7 +257,7 @@ def _gumbel_argmax(
         if _num_contenders(chunk, draws, lowest, best, slack) == 0:
             continue
         for i in range(chunk.shape[0]):
-            if chunk[i] >= lowest:
+            if chunk[i] >= lowest and _can_win(draws[i], chunk[i], best, slack):
                 key = np.float32(chunk[i] + gumbel_noise(draws[i]))
                 if key > best or (key == best and first + i < token):
                     best = key

@@ -1,10 +1,18 @@
-"""From a step's runs to the inputs of each token row, in one call. Draws nothing."""
+"""From a step's runs to the inputs of each token row, in one call; and its tokens to their rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from numba import njit
+
 from kernels.cpu.compiled import kernel
+
+
+@njit(error_model="numpy")
+def _slot(block_tables: Any, block_size: int, row: int, position: int) -> int:
+    slot: int = block_tables[row, position // block_size] * block_size + position % block_size
+    return slot
 
 
 @kernel()
@@ -33,8 +41,55 @@ def step_inputs(
             at = first + i
             ids[at] = token_ids[row, position]
             positions[at] = position
-            block = block_tables[row, position // block_size]
-            slots[at] = block * block_size + position % block_size
+            slots[at] = _slot(block_tables, block_size, row, position)
             rows[at] = row
             seq_lens[at] = position + 1
+    return True
+
+
+@kernel()
+def generated_inputs(
+    scheduled: Any,  # int32 [num_tokens, 4]: row, position, 1, whether it draws; then the table of runs
+    num_prompt_tokens: Any,  # int32 [max_num_seqs]
+    token_ids: Any,
+    block_tables: Any,
+    block_size: int,
+    wide: Any,  # int64 [3, num_tokens], written: ids, positions, slots
+    narrow: Any,  # int32 [4, num_tokens], written: rows, seq_lens; of those that draw, rows and token rows
+) -> int:
+    """The inputs of a step of one generated token of each row; returns how many draw.
+
+    -1 where it is not such a step, or one lies outside of the rows: nothing is written then.
+    """
+    for i in range(len(scheduled)):
+        row, position = scheduled[i, 0], scheduled[i, 1]
+        is_inside = 0 <= row < len(token_ids) and position < token_ids.shape[1]
+        if scheduled[i, 2] != 1 or not is_inside or position < num_prompt_tokens[row]:
+            return -1
+    num_draws = 0
+    for i in range(len(scheduled)):
+        row, position = scheduled[i, 0], scheduled[i, 1]
+        wide[0, i] = token_ids[row, position]
+        wide[1, i] = position
+        wide[2, i] = _slot(block_tables, block_size, row, position)
+        narrow[0, i] = row
+        narrow[1, i] = position + 1
+        if scheduled[i, 3]:
+            narrow[2, num_draws] = row
+            narrow[3, num_draws] = i
+            num_draws += 1
+        scheduled[i, 3] = i
+    return num_draws
+
+
+@kernel()
+def append_tokens(token_ids: Any, num_tokens: Any, rows: Any, drawn: Any) -> bool:
+    """One token, of `drawn`, int64, to each of `rows`, int32. False where one is full: nothing is written."""
+    for row in rows:
+        if not 0 <= num_tokens[row] < token_ids.shape[1]:
+            return False
+    for i in range(len(rows)):
+        row = rows[i]
+        token_ids[row, num_tokens[row]] = drawn[i]
+        num_tokens[row] += 1
     return True

@@ -14,7 +14,7 @@ from kernels.cpu.layer_norm import layer_norm
 from kernels.cpu.linear import NONE, Packed, linear, pack_linear
 from kernels.cpu.paged_attention import paged_attention
 from kernels.cpu.short_step import layer_table, run_layers
-from kernels.cpu.step_inputs import step_inputs
+from kernels.cpu.step_inputs import append_tokens, generated_inputs, step_inputs
 from kernels.sampling_rows import LogitEdits, RowMasks, SamplingRows
 
 _WIDTH = 8
@@ -37,6 +37,10 @@ def _warm_up_model(dtype: torch.dtype) -> None:
     tables, lens, borders = np.zeros((1, 1), np.int32), index + 1, np.array([0, 1], np.int32)
     run, at = np.zeros((1, 4), np.int32), ids.copy()
     step_inputs(run, tables, tables, 8, at, at, at, index, index)
+    generated_inputs(
+        run, lens, tables, tables, 8, np.zeros((3, 1), np.int64), np.zeros((4, 1), np.int32)
+    )
+    append_tokens(tables, index.copy(), index, ids)
     embed(ids, ids, hidden, hidden, fp32)
     layer_norm(fp32, fp32[0], fp32[0], one, hidden)
     write_kv(qkv, k, v, ids)

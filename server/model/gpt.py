@@ -106,8 +106,8 @@ class GPT:
         inputs: StepInputs,
         kv_cache: KVCache,
         on_layer: Callable[[], object] = lambda: None,
-    ) -> Tensor:
-        """Hidden rows [num_tokens, n_embd] after ln_f, in the compute dtype.
+    ) -> Array:
+        """Hidden rows [num_tokens, n_embd] after ln_f, in the compute dtype, bf16 as its bits in uint16.
 
         Writes K and V of every row to its slot. The memory returned is the GPT's until the next call.
         `on_layer` is called behind each layer of a step that is not short: a long prompt may take a minute.
@@ -119,7 +119,7 @@ class GPT:
         else:
             self._run_layers(inputs, kv_cache, rows, on_layer)
         layer_norm(rows.residual, self._ln_f[0], self._ln_f[1], self._eps, rows.hidden)
-        return rows.hidden_tensor
+        return rows.hidden
 
     def _run_layers(
         self, inputs: StepInputs, kv_cache: KVCache, rows: _Rows, on_layer: Callable[[], object]
@@ -144,10 +144,9 @@ class GPT:
             (rows.residual, rows.hidden, rows.qkv, rows.inner), rows.scratch, is_int8=self._is_int8,
         )  # fmt: skip
 
-    def logits(self, hidden_rows: Tensor, out: Tensor) -> None:
+    def logits(self, hidden_rows: Array, out: Array) -> None:
         """fp32 `out` [n, vocab_size], contiguous, of rows of what `forward` returned."""
-        x = as_array(hidden_rows.contiguous())
-        linear(x, self._lm_head, linears.NONE, out.numpy(), self._rows.scratch)
+        linear(hidden_rows, self._lm_head, linears.NONE, out, self._rows.scratch)
 
     def _is_short(self, inputs: StepInputs) -> bool:
         """Whether it may run in one call: not if that could take so long that the engine seems to hang."""
@@ -182,8 +181,9 @@ class _Rows:
         self, config: GPTConfig, dtype: torch.dtype, num_rows: int, scratch_words: int
     ) -> None:
         self.residual: Array = np.empty((num_rows, config.n_embd), np.float32)
-        self.hidden_tensor = torch.empty(num_rows, config.n_embd, dtype=dtype)
-        self.hidden = as_array(self.hidden_tensor)  # the norms' output, then the attention's
+        self.hidden = as_array(
+            torch.empty(num_rows, config.n_embd, dtype=dtype)
+        )  # of norms, attention
         self.qkv = as_array(torch.empty(num_rows, 3 * config.n_embd, dtype=dtype))
         self.inner = as_array(torch.empty(num_rows, config.n_inner, dtype=dtype))
         self.scratch = new_scratch(num_rows, scratch_words)
@@ -191,7 +191,6 @@ class _Rows:
     def first(self, num_rows: int) -> _Rows:
         view = object.__new__(_Rows)
         view.residual = self.residual[:num_rows]
-        view.hidden_tensor = self.hidden_tensor[:num_rows]
         view.hidden = self.hidden[:num_rows]
         view.qkv = self.qkv[:num_rows]
         view.inner = self.inner[:num_rows]

@@ -72,8 +72,7 @@ def _cpu_runner_patches(module: Any) -> list[Patch]:
     return [
         Patch(runner, "dispatch", Part.RUNNER),
         Patch(runner, "_fill", Part.INPUTS),
-        Patch(module, "cut_runs", Part.INPUTS, note_of=note_of_runs),
-        Patch(module, "build_inputs", Part.INPUTS),
+        Patch(module, "step_of", Part.INPUTS, note_of=_note_of_step),
         Patch(runner, "_draw", Part.SAMPLING),
         Patch(module, "logprobs", Part.LOGPROBS),
     ]
@@ -134,3 +133,7 @@ _ROWS_BITS = 24
 def note_of_runs(runs: Any) -> int:
     """How many token rows the step has, and how many of them are a prompt's."""
     return int(runs.num_prefill_tokens) << _ROWS_BITS | int(runs.num_tokens)
+
+
+def _note_of_step(step: tuple[Any, Any]) -> int:
+    return note_of_runs(step[0])

@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kernels.cpu.logprobs import Logprobs, logprobs
 from kernels.cpu.sampler import sample
 from server.board import Board
 from server.model.gpt import GPT
+from server.model.inputs import StepInputs
 from server.model.kv_cache import KVCache
 from server.runner.batch import Drafts, Further, NewRow, StepBatch, StepResult
 from server.runner.draft_rounds import Round, draft_rounds
 from server.runner.prompt_logprobs import joined, packed
 from server.runner.row_faults import fail_row, neutral, without_failed
 from server.runner.rows import Array, Rows
-from server.runner.runs import Runs, cut_runs
-from server.runner.step_inputs import build_inputs
+from server.runner.runs import Runs
+from server.runner.step_inputs import append, step_of
 from server.runner.thread_choice import ThreadChoice
 from server.sequence import PromptLogprobs, SamplingParams, TokenLogprobs
 
@@ -78,7 +77,7 @@ class CpuRunner:
         vocab_size = model.config.vocab_size
         self._rows = Rows(max_num_seqs, max_model_len, kv_cache.block_size, vocab_size)
         # Filled: pages that are first touched under load would not be in the plan that was printed.
-        self._logits = torch.empty(num_logit_rows(vocab_size), vocab_size).fill_(0)
+        self._logits = np.full((num_logit_rows(vocab_size), vocab_size), 0, np.float32)
         self._token_mask = np.zeros(vocab_size, np.float32)
         self._token_mask[list(never_sampled_ids)] = -np.inf
 
@@ -97,10 +96,10 @@ class CpuRunner:
         for drafts in batch.drafts:
             self._rows.write_drafts(drafts)
         if batch.scheduled:
-            runs = cut_runs(batch.scheduled, self._rows.num_prompt_tokens)
+            runs, inputs = step_of(batch.scheduled, self._rows)
             if self._threads is not None:
                 self._threads.begin(runs.num_tokens, has_prefills=runs.num_prefills > 0)
-            self._run(runs, batch.drafts, result)
+            self._run(runs, inputs, batch.drafts, result)
             if self._threads is not None:
                 self._threads.end()
         return FinishedStep(without_failed(result))
@@ -112,9 +111,9 @@ class CpuRunner:
             fail_row(new_row.row, error, result.failed)
             self._rows.fill(neutral(new_row))
 
-    @torch.inference_mode()
-    def _run(self, runs: Runs, drafts: list[Drafts], result: StepResult) -> None:
-        inputs = build_inputs(runs, self._rows)
+    def _run(
+        self, runs: Runs, inputs: StepInputs, drafts: list[Drafts], result: StepResult
+    ) -> None:
         hidden = self._model.forward(inputs, self._kv_cache, self._tick)
         for row, position, count, first in runs.table[: runs.num_prefills].tolist():
             num_top = self._params(row).prompt_logprobs
@@ -132,10 +131,10 @@ class CpuRunner:
             logits = self._logits_of(_drawn_from(hidden, runs, chunk))
             self._draw(logits, runs.sampling_rows[chunk], result)
 
-    def _draw_rounds(self, hidden: Tensor, rounds: list[Round], result: StepResult) -> None:
+    def _draw_rounds(self, hidden: Array, rounds: list[Round], result: StepResult) -> None:
         """One draw of each row; then of those whose draft was drawn, from where that draft stands."""
         index = np.concatenate([each.token_rows for each in rounds])
-        logits, first = self._logits_of(hidden[torch.from_numpy(index)]), len(rounds[0].rows)
+        logits, first = self._logits_of(hidden[index]), len(rounds[0].rows)
         found = StepResult([], {}, {})
         self._draw(logits[:first], np.array(rounds[0].rows, np.int32), found)
         result.token_ids += found.token_ids
@@ -166,12 +165,12 @@ class CpuRunner:
             if row in found.logprobs:
                 further.logprobs.append(found.logprobs[row])
 
-    def _logits_of(self, hidden: Tensor) -> Array:
+    def _logits_of(self, hidden: Array) -> Array:
         """Valid until the next call."""
         out = self._logits[: len(hidden)]
         self._model.logits(hidden, out)
         self._tick()
-        return out.numpy()
+        return out
 
     def _draw(self, logits: Array, row_ids: Array, result: StepResult) -> None:
         """All rows at once; where that raises, each alone, so that only those at fault fail."""
@@ -183,7 +182,7 @@ class CpuRunner:
                     self._draw(logits[i : i + 1], row_ids[i : i + 1], result)
                 return
             fail_row(int(row_ids[0]), error, result.failed)
-            self._rows.append(row_ids, np.zeros(1, np.int64))
+            append(self._rows, row_ids, np.zeros(1, np.int64))
             result.token_ids.append(0)
 
     def _sample(self, logits: Array, row_ids: Array, result: StepResult) -> None:
@@ -192,25 +191,39 @@ class CpuRunner:
         sampling, masks = self._rows.sampling, self._rows.masks
         edits = self._rows.edits_of(rows)
         drawn = sample(logits, self._token_mask, row_ids, sampling, edits, masks)
-        token_ids = np.maximum(drawn, -1 - drawn)  # a row that is not finite gets its id, too
-        is_finite = (drawn >= 0).tolist()
-        num_top = [self._params(row).logprobs for row in rows]
-        index = [i for i, asked in enumerate(num_top) if asked is not None and is_finite[i]]
+        token_ids = drawn.tolist()
+        if min(token_ids) < 0:  # a row that is not finite gets its id, too
+            bad = [row for row, token in zip(rows, token_ids, strict=True) if token < 0]
+            drawn = np.maximum(drawn, -1 - drawn)
+            token_ids = drawn.tolist()
+        else:
+            bad = []
         found: dict[int, TokenLogprobs] = {}
-        if index:
-            asked = [num_top[i] or 0 for i in index]
-            at = np.array(index, np.int64)
-            columns = logprobs(logits, self._token_mask, at, token_ids[at], max(asked))
-            found = dict(zip(row_ids[at].tolist(), _entries(columns, asked), strict=True))
-        self._rows.append(row_ids, token_ids)
-        result.token_ids += token_ids.tolist()
+        if not self._rows.with_logprobs.isdisjoint(rows):
+            found = self._logprobs_of(logits, rows, drawn, set(bad))
+        append(self._rows, row_ids, drawn)
+        result.token_ids += token_ids
         result.logprobs.update(found)
-        if not all(is_finite):
-            bad = row_ids[drawn < 0].tolist()
-            result.failed.update(dict.fromkeys(bad, "not_finite"))
+        result.failed.update(dict.fromkeys(bad, "not_finite"))
+
+    def _logprobs_of(
+        self, logits: Array, rows: list[int], token_ids: Array, bad: set[int]
+    ) -> dict[int, TokenLogprobs]:
+        """By row: of those that ask, but for the bad ones."""
+        num_top = {
+            i: self._params(row).logprobs or 0
+            for i, row in enumerate(rows)
+            if row in self._rows.with_logprobs and row not in bad
+        }
+        if not num_top:
+            return {}
+        asked = list(num_top.values())
+        at = np.array(list(num_top), np.int64)
+        columns = logprobs(logits, self._token_mask, at, token_ids[at], max(asked))
+        return dict(zip((rows[i] for i in num_top), _entries(columns, asked), strict=True))
 
     def _add_prompt_logprobs(
-        self, hidden: Tensor, row: int, start: int, num_top: int, result: StepResult
+        self, hidden: Array, row: int, start: int, num_top: int, result: StepResult
     ) -> None:
         try:
             found = self._prompt_logprobs(hidden, row, start, num_top)
@@ -223,7 +236,7 @@ class CpuRunner:
             result.prompt_logprobs[row] = found
 
     def _prompt_logprobs(
-        self, hidden: Tensor, row: int, start: int, num_top: int
+        self, hidden: Array, row: int, start: int, num_top: int
     ) -> PromptLogprobs | None:
         """Of the row's tokens from `start` on, which the hidden rows predict; at least one. None where a
         row of logits is not finite."""
@@ -250,11 +263,11 @@ class CpuRunner:
         return params
 
 
-def _drawn_from(hidden: Tensor, runs: Runs, chunk: slice) -> Tensor:
+def _drawn_from(hidden: Array, runs: Runs, chunk: slice) -> Array:
     """The hidden rows of a chunk of the sampling rows; not a copy where every token row draws, in order."""
     if runs.num_prefills == 0 and len(runs.sampling_index) == runs.num_tokens:
         return hidden[chunk]
-    return hidden[torch.from_numpy(runs.sampling_index[chunk])]
+    return hidden[runs.sampling_index[chunk]]
 
 
 def _nothing() -> None:

@@ -73,7 +73,11 @@ class Rows:
         self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
         self._edits: dict[int, RowEdits] = {}
-        self._no_starts = np.zeros(max_num_seqs + 1, np.int32)
+        none = np.zeros(0, np.int32)
+        self._no_edits = LogitEdits(
+            np.zeros(max_num_seqs + 1, np.int32), none, none.view(np.float32)
+        )
+        self.with_logprobs: set[int] = set()  # rows whose params ask for them
         self.sampling = SamplingRows(
             token_ids=self.token_ids,
             num_tokens=self.num_tokens,
@@ -101,6 +105,9 @@ class Rows:
             )
         self.masks.has_mask[row] = 0
         self._edits.pop(row, None)
+        self.with_logprobs.discard(row)
+        if params.logprobs is not None:
+            self.with_logprobs.add(row)
         if params.logit_bias or params.min_tokens:
             self._edits[row] = RowEdits(params, new.num_prompt_tokens, self._vocab_size)
 
@@ -117,17 +124,10 @@ class Rows:
         begin = self.num_tokens[drafts.row]
         self.token_ids[drafts.row, begin : begin + len(drafts.token_ids)] = drafts.token_ids
 
-    def append(self, row_ids: Array, token_ids: Array) -> None:
-        """One sampled token to each of the rows."""
-        self.token_ids[row_ids, self.num_tokens[row_ids]] = token_ids
-        self.num_tokens[row_ids] += 1
-
     def edits_of(self, row_ids: list[int]) -> LogitEdits:
         """The edits of the next draw of each row."""
         if self._edits.keys().isdisjoint(row_ids):
-            none = self.block_tables[:0, 0]  # int32, empty
-            starts = self._no_starts[: len(row_ids) + 1]
-            return LogitEdits(starts, none, none.view(np.float32))
+            return self._no_edits
         edits = [
             self._edits[row].at(int(self.num_tokens[row])) if row in self._edits else None
             for row in row_ids

@@ -53,7 +53,7 @@ class Stepper:
         inputs = step_inputs(prefills, decodes, self.block_tables, BLOCK_SIZE)
         hidden = self.gpt.forward(inputs, self.kv_cache)
         logits = torch.empty(len(hidden), self.gpt.config.vocab_size)
-        self.gpt.logits(hidden, logits)
+        self.gpt.logits(hidden, logits.numpy())
         return logits
 
 

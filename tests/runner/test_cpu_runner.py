@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from server.runner.batch import NewBlocks, NewRow, ScheduledRow, StepBatch
 from server.runner.cpu_runner import CpuRunner
 from server.runner.rows import Rows
 from server.runner.runs import cut_runs
-from server.runner.step_inputs import build_inputs
+from server.runner.step_inputs import append, build_inputs, step_of
 from server.sequence import SamplingParams
 from tests.runner.rig import NEVER_SAMPLED, load_tiny, make_request, make_rig
 
@@ -202,11 +203,44 @@ def test_one_generated_token_of_each_row_is_cut_as_among_others() -> None:
     assert {array.dtype for array in (short.table, *short[4:])} == {np.dtype(np.int32)}
 
 
-def test_a_run_outside_of_the_rows_is_an_error() -> None:
+def test_the_shorter_way_of_generated_tokens_leads_to_the_same_inputs() -> None:
+    rows = Rows(4, 16, 4, vocab_size=320)
+    for row in range(4):
+        ids = [50 * row + i for i in range(12)]
+        rows.fill(NewRow(row, ids, 3 + row, 0, SamplingParams(max_tokens=9, seed=0)))
+        rows.write_blocks(NewBlocks(row, 0, [10 * row + 1, 10 * row + 5, 10 * row + 3]))
+    scheduled = [
+        ScheduledRow(2, 7, 1, True), ScheduledRow(0, 3, 1, False), ScheduledRow(3, 11, 1, True)
+    ]  # fmt: skip
+    runs, inputs = step_of(scheduled, rows)
+    expected = cut_runs(scheduled, rows.num_prompt_tokens)
+    for found, wanted in zip(runs, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    wanted_inputs = build_inputs(expected, rows)
+    for field in fields(inputs):
+        found, wanted = getattr(inputs, field.name), getattr(wanted_inputs, field.name)
+        np.testing.assert_array_equal(found, wanted)
+        assert np.asarray(found).dtype == np.asarray(wanted).dtype
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [ScheduledRow(1, 15, 2, False), ScheduledRow(1, 16, 1, True), ScheduledRow(2, 5, 1, True)],
+)
+def test_a_run_outside_of_the_rows_is_an_error(outside: ScheduledRow) -> None:
     rows = Rows(2, 16, 4, vocab_size=320)
-    runs = cut_runs([ScheduledRow(1, 15, 2, False)], rows.num_prompt_tokens)
-    with pytest.raises(IndexError, match="outside"):
-        build_inputs(runs, rows)
+    with pytest.raises(IndexError):
+        step_of([outside], rows)
+
+
+def test_a_token_for_a_full_row_is_an_error_and_no_row_gets_one() -> None:
+    rows = Rows(2, 16, 4, vocab_size=320)
+    rows.num_tokens[:] = 3, 16
+    with pytest.raises(IndexError, match="full"):
+        append(rows, np.array([0, 1], np.int32), np.array([7, 8]))
+    assert rows.num_tokens.tolist() == [3, 16]
+    append(rows, np.array([0], np.int32), np.array([7]))
+    assert rows.num_tokens[0] == 4 and rows.token_ids[0, 3] == 7
 
 
 def test_a_step_gets_on_with_every_layer_and_with_the_logits(model: GPT) -> None:

@@ -219,7 +219,7 @@ def test_a_row_that_fails_behind_a_draft_ends_in_front_of_it(model: GPT) -> None
     _prompt(runner)
     logits_of = runner._logits_of
 
-    def poisoned(hidden: torch.Tensor) -> np.ndarray:
+    def poisoned(hidden: np.ndarray) -> np.ndarray:
         logits = logits_of(hidden)
         logits[2] = np.nan  # behind the second draft
         return logits

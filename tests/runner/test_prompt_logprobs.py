@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.cpu.arrays import Array
 from kernels.cpu.warm_up import warm_up
 from server.model.gpt import GPT
 from server.model.kv_cache import KVCache
@@ -34,8 +35,8 @@ class Watched:
         self.places: set[tuple[int, int]] = set()
         self._model = model
 
-    def logits(self, hidden_rows: torch.Tensor, out: torch.Tensor) -> None:
-        self.places.add((out.data_ptr(), out.untyped_storage().nbytes()))
+    def logits(self, hidden_rows: Array, out: Array) -> None:
+        self.places.add((out.base.ctypes.data, out.base.nbytes))
         self._model.logits(hidden_rows, out)
 
 
@@ -92,7 +93,7 @@ def test_64_full_contexts_with_20_logprobs_take_what_their_bytes_take(
     # Beside the bytes themselves an object and four headers a chunk; as Python lists it was 25 times as much.
     assert in_all < 1.5 * num_bytes
     assert most_in_a_step < 3.5 * NUM_ROWS * SHARE * BYTES_PER_TOKEN
-    assert model.places == {(runner._logits.data_ptr(), LOGIT_ROWS * 4 * 320)}, (
+    assert model.places == {(runner._logits.ctypes.data, LOGIT_ROWS * 4 * 320)}, (
         "one, from the start"
     )
 

@@ -192,12 +192,10 @@ class CpuRunner:
         edits = self._rows.edits_of(rows)
         drawn = sample(logits, self._token_mask, row_ids, sampling, edits, masks)
         token_ids = drawn.tolist()
-        if min(token_ids) < 0:  # a row that is not finite gets its id, too
-            bad = [row for row, token in zip(rows, token_ids, strict=True) if token < 0]
+        bad = [row for row, token in zip(rows, token_ids, strict=True) if token < 0]
+        if bad:  # a row that is not finite gets its id, too
             drawn = np.maximum(drawn, -1 - drawn)
             token_ids = drawn.tolist()
-        else:
-            bad = []
         found: dict[int, TokenLogprobs] = {}
         if not self._rows.with_logprobs.isdisjoint(rows):
             found = self._logprobs_of(logits, rows, drawn, set(bad))

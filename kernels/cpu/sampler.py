@@ -26,6 +26,7 @@ parameters. Definitions that a twin on another device must share:
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, prange
@@ -49,6 +50,8 @@ _LOG2_E = np.float32(1.4426950408889634)
 _EXPONENT_STEP = np.float32(2.0**-23)
 _LOG2_V_BIAS = np.float32(127 + 32)  # fp32 exponent bias; v = word * 2**-32
 _WORD_MASK = np.uint64(0xFFFFFFFF)
+# Of draws without drafts, for as many rows as there mostly are.
+_EACH, _NONE = np.arange(257, dtype=np.int32), np.full(256, -1)
 
 
 @kernel()
@@ -136,12 +139,12 @@ def _penalised(
 
 
 @kernel()
-def _apply_penalties(x: NDArray[np.float32], rows: SamplingRows, row: int) -> None:
+def _apply_penalties(x: NDArray[np.float32], rows: SamplingRows, row: int, num_tokens: int) -> None:
     # Counted anew from the row's ids each time: no state that a replay would have to rebuild.
     presence = rows.presence_penalty[row]
     frequency = rows.frequency_penalty[row]
     repetition = rows.repetition_penalty[row]
-    token_ids = rows.token_ids[row, : rows.num_tokens[row]]
+    token_ids = rows.token_ids[row, :num_tokens]
     counts = np.zeros(x.shape[0], np.int32)  # -1: done
     for i in range(rows.num_prompt_tokens[row], token_ids.shape[0]):
         counts[token_ids[i]] += 1
@@ -271,6 +274,7 @@ def _sample_row(
     token_mask: NDArray[np.float32],
     index: int,
     row: int,
+    num_tokens: int,
     rows: SamplingRows,
     edits: LogitEdits,
     masks: RowMasks,
@@ -285,7 +289,7 @@ def _sample_row(
         or rows.frequency_penalty[row] != 0
         or rows.repetition_penalty[row] != 1
     ):
-        _apply_penalties(x, rows, row)
+        _apply_penalties(x, rows, row, num_tokens)
     mode = argmax(x)
     if x[mode] == _NEG_INF:
         token = _lowest_allowed(token_mask, row, masks)
@@ -299,7 +303,26 @@ def _sample_row(
     mode = argmax(x)  # the rounding of the product may have made a lower id its equal
     lowest = _threshold(x, x[mode], rows.top_k[row], rows.top_p[row], rows.min_p[row])
     seed = np.uint64(rows.seed[row])
-    return _gumbel_argmax(x, mode, lowest, rows.num_tokens[row], rows.choice[row], seed)
+    return _gumbel_argmax(x, mode, lowest, num_tokens, rows.choice[row], seed)
+
+
+class Draws(NamedTuple):
+    """Where each row draws: from the logits of one token row, or of several, behind the drafts in between."""
+
+    rows: NDArray[np.int32]  # [num_rows]: where each row's parameters stand in `rows` and `masks`
+    starts: NDArray[
+        np.int32
+    ]  # [num_rows + 1]: logits of row i are those from starts[i] to starts[i + 1]
+    drafted: NDArray[
+        np.int64
+    ]  # of each row of logits: the id that must be drawn for the next to count
+
+
+class Drawn(NamedTuple):
+    """What was drawn."""
+
+    token_ids: NDArray[np.int64]  # of each row of logits, as far as it counts
+    counts: NDArray[np.int32]  # [num_rows]: how many of a row's count, at least one
 
 
 @kernel()
@@ -308,15 +331,25 @@ def _sample_every(
     num_workers: int,
     logits: NDArray[np.float32],
     token_mask: NDArray[np.float32],
-    row_ids: NDArray[np.int32],
+    draws: Draws,
     rows: SamplingRows,
     edits: LogitEdits,
     masks: RowMasks,
-    sampled: NDArray[np.int64],
+    drawn: Drawn,
 ) -> None:
     x = np.empty(logits.shape[1], np.float32)
-    for i in range(worker, logits.shape[0], num_workers):
-        sampled[i] = _sample_row(logits[i], token_mask, i, row_ids[i], rows, edits, masks, x)
+    for i in range(worker, draws.rows.shape[0], num_workers):
+        row, count = draws.rows[i], 0
+        for at in range(draws.starts[i], draws.starts[i + 1]):
+            num_tokens = rows.num_tokens[row] + count
+            token = _sample_row(logits[at], token_mask, at, row, num_tokens, rows, edits, masks, x)
+            if token < 0 and count > 0:
+                break
+            drawn.token_ids[at] = token
+            count += 1
+            if token != draws.drafted[at]:
+                break
+        drawn.counts[i] = count
 
 
 @kernel(parallel=True)
@@ -324,14 +357,14 @@ def _sample_parallel(
     num_workers: int,
     logits: NDArray[np.float32],
     token_mask: NDArray[np.float32],
-    row_ids: NDArray[np.int32],
+    draws: Draws,
     rows: SamplingRows,
     edits: LogitEdits,
     masks: RowMasks,
-    sampled: NDArray[np.int64],
+    drawn: Drawn,
 ) -> None:
     for worker in prange(num_workers):
-        _sample_every(worker, num_workers, logits, token_mask, row_ids, rows, edits, masks, sampled)
+        _sample_every(worker, num_workers, logits, token_mask, draws, rows, edits, masks, drawn)
 
 
 def sample(
@@ -347,10 +380,31 @@ def sample(
     logits float32 [num_rows, vocab], only read; token_mask float32 [vocab]: 0, or -inf for ids that
     are never drawn; row_ids int32 [num_rows]: where each row's parameters stand in `rows` and `masks`.
     """
-    sampled = np.empty(logits.shape[0], np.int64)
-    num_workers = min(get_num_threads(), logits.shape[0], 1 + logits.size // IDS_PER_WORKER)
-    if num_workers == 1:
-        _sample_every(0, 1, logits, token_mask, row_ids, rows, edits, masks, sampled)
+    num_rows = len(logits)
+    if num_rows >= len(_EACH):
+        each, none = np.arange(num_rows + 1, dtype=np.int32), np.full(num_rows, -1)
     else:
-        _sample_parallel(num_workers, logits, token_mask, row_ids, rows, edits, masks, sampled)
-    return sampled
+        each, none = _EACH, _NONE
+    return sample_drafted(
+        logits, token_mask, Draws(row_ids, each, none), rows, edits, masks
+    ).token_ids
+
+
+def sample_drafted(
+    logits: NDArray[np.float32],
+    token_mask: NDArray[np.float32],
+    draws: Draws,
+    rows: SamplingRows,
+    edits: LogitEdits,
+    masks: RowMasks,
+) -> Drawn:
+    """As `sample`, of rows with drafts behind their tokens in `rows.token_ids`: each draw counts if those
+    before it were the drafts, and is the one that would be made without drafts. A row that is not finite
+    behind a draft ends in front of it. `edits`: of each row of logits."""
+    drawn = Drawn(np.empty(logits.shape[0], np.int64), np.empty(draws.rows.shape[0], np.int32))
+    num_workers = min(get_num_threads(), len(draws.rows), 1 + logits.size // IDS_PER_WORKER)
+    if num_workers == 1:
+        _sample_every(0, 1, logits, token_mask, draws, rows, edits, masks, drawn)
+    else:
+        _sample_parallel(num_workers, logits, token_mask, draws, rows, edits, masks, drawn)
+    return drawn

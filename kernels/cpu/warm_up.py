@@ -97,7 +97,9 @@ def _warm_up_sampling() -> None:
     )
     edits = LogitEdits(np.array([0, 1], np.int32), index, values)
     masks = RowMasks(index + 1, np.full((1, 1), -1, np.int32))
-    sampling = logits, mask, index, rows, edits, masks, token_ids
+    draws = sampler.Draws(index, np.array([0, 1], np.int32), token_ids - 1)
+    drawn = sampler.Drawn(token_ids.copy(), index.copy())
+    sampling = logits, mask, draws, rows, edits, masks, drawn
     sampler._sample_every(0, 1, *sampling)
     sampler._sample_parallel(1, *sampling)
     found = logprobs.Logprobs(values, index, top_ids, values[None])

@@ -54,11 +54,18 @@ class Speculation:
         self._num_free_rows = num_free_rows
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
+        self._rest = 0  # steps of as many rows in which nobody can be of use
+        self._rest_rows = 0
 
     def draft(self, step: ScheduledStep) -> None:
         """Give sequences of a step that was just scheduled drafts, as far as its token budget goes: prompt
         chunks have taken what they can use."""
         scheduled = step.batch.scheduled
+        if self._rest and len(scheduled) == self._rest_rows and not step.batch.new_rows:
+            self._rest -= 1
+            return
+        self._rest, self._rest_rows = 0, len(scheduled)
+        rest = _COLD_IDS
         num_rows = sum(row.num_scheduled_tokens for row in scheduled)
         load = Load(num_rows, sum(row.is_sampling for row in scheduled))
         least = self._least_chance(load)
@@ -70,13 +77,16 @@ class Speculation:
             if budget <= 0 or num_new_ids <= 0:
                 return
             if not self._can_draft(row, seq):
+                rest = 0
                 continue
             lookup = seq.lookup
             if lookup is None:
                 lookup = seq.lookup = PromptLookup()
             num_unseen = len(seq.token_ids) - lookup.num_seen
             if num_unseen < _COLD_IDS and lookup.rates[lookup.is_right] < least:
+                rest = min(rest, _COLD_IDS - num_unseen - 1)
                 continue
+            rest = 0
             lookup.follow(seq.token_ids, seq.num_prompt_tokens, num_new_ids)
             num_new_ids -= num_unseen
             if num_new_ids >= 0 and self._has_draft(lookup):
@@ -87,6 +97,7 @@ class Speculation:
                     least = self._least_chance(load)
                     scheduled[index] = row._replace(num_scheduled_tokens=1 + len(drafted))
                     step.batch.drafts.append(Drafts(row.row, drafted))
+        self._rest = rest
 
     def accept(self, seq: SequenceState, num_drafts: int) -> None:
         """So many drafts of the step that has run were drawn: they are computed."""

@@ -6,19 +6,21 @@ step with, and so steps run in the order of dispatch, whoever asks for results, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from kernels.cpu.logprobs import Logprobs, logprobs
-from kernels.cpu.sampler import sample
+from kernels.cpu.sampler import Draws, sample, sample_drafted
 from server.board import Board
+from server.faults import log_fault
 from server.model.gpt import GPT
 from server.model.inputs import StepInputs
 from server.model.kv_cache import KVCache
 from server.runner.batch import Drafts, Further, NewRow, StepBatch, StepResult
-from server.runner.draft_rounds import Round, draft_rounds
+from server.runner.drafted import DraftedRows, drafted_rows
 from server.runner.prompt_logprobs import joined, packed
 from server.runner.row_faults import fail_row, neutral, without_failed
 from server.runner.rows import Array, Rows
@@ -123,47 +125,54 @@ class CpuRunner:
                 rows = hidden[first : first + end - position]
                 self._add_prompt_logprobs(rows, row, position + 1, num_top, result)
         if drafts:
-            for rounds in draft_rounds(runs, drafts, len(self._logits)):
-                self._draw_rounds(hidden, rounds, result)
+            for part in drafted_rows(runs, drafts, len(self._logits)):
+                self._draw_drafted(self._logits_of(hidden[part.token_rows]), part, result)
             return
         for begin in range(0, len(runs.sampling_rows), len(self._logits)):
             chunk = slice(begin, begin + len(self._logits))
             logits = self._logits_of(_drawn_from(hidden, runs, chunk))
             self._draw(logits, runs.sampling_rows[chunk], result)
 
-    def _draw_rounds(self, hidden: Array, rounds: list[Round], result: StepResult) -> None:
-        """One draw of each row; then of those whose draft was drawn, from where that draft stands."""
-        index = np.concatenate([each.token_rows for each in rounds])
-        logits, first = self._logits_of(hidden[index]), len(rounds[0].rows)
-        found = StepResult([], {}, {})
-        self._draw(logits[:first], np.array(rounds[0].rows, np.int32), found)
-        result.token_ids += found.token_ids
-        result.logprobs.update(found.logprobs)
-        result.failed.update(found.failed)
-        right = rounds[0].right(found)
-        for each in rounds[1:]:
-            at = [i for i, row in enumerate(each.rows) if row in right]
-            if not at:
+    def _draw_drafted(self, logits: Array, part: DraftedRows, result: StepResult) -> None:
+        """All rows at once; where that raises, each alone; where that does, without its drafts."""
+        try:
+            self._sample_drafted(logits, part, result)
+        except Exception as error:
+            if len(part.rows) == 1:
+                log_fault("behind drafts nothing could be drawn", error)
+                self._draw(logits[:1], part.rows, result)
                 return
-            here, first = logits[first : first + len(each.rows)], first + len(each.rows)
-            each = each.only(at)
-            found = StepResult([], {}, {})
-            self._draw(
-                here if len(here) == len(at) else here[at], np.array(each.rows, np.int32), found
-            )
-            self._add_further(each.rows, found, result)
-            right = each.right(found)
+            for i, first in enumerate(part.starts[:-1].tolist()):
+                one = part.only(i)
+                self._draw_drafted(logits[first : first + len(one.drafted)], one, result)
 
-    def _add_further(self, rows: list[int], found: StepResult, result: StepResult) -> None:
-        """Drawn behind drafts. A row that failed there is as it was before."""
-        for row, token_id in zip(rows, found.token_ids, strict=True):
-            if row in found.failed:
-                self._rows.num_tokens[row] -= 1
-                continue
-            further = result.further.setdefault(row, Further([], []))
-            further.token_ids.append(token_id)
-            if row in found.logprobs:
-                further.logprobs.append(found.logprobs[row])
+    def _sample_drafted(self, logits: Array, part: DraftedRows, result: StepResult) -> None:
+        """Changes neither rows nor result before all has been found."""
+        sampling, masks = self._rows.sampling, self._rows.masks
+        rows_of = np.repeat(part.rows, np.diff(part.starts))
+        owners, starts = rows_of.tolist(), part.starts.tolist()
+        edits = self._rows.edits_of(owners, part.ahead())
+        draws = Draws(part.rows, part.starts, part.drafted)
+        drawn, counts = sample_drafted(logits, self._token_mask, draws, sampling, edits, masks)
+        bad = [owners[first] for first in starts[:-1] if drawn[first] < 0]
+        if bad:
+            drawn = np.maximum(drawn, -1 - drawn)
+        drawn_of = [
+            range(first, first + n) for first, n in zip(starts[:-1], counts.tolist(), strict=True)
+        ]
+        kept = [*chain.from_iterable(drawn_of)]
+        found = self._logprobs_at(logits, kept, owners, drawn, bad)
+        append(self._rows, rows_of[kept], drawn[kept])
+        token_ids = drawn.tolist()
+        for first, *behind in drawn_of:
+            row = owners[first]
+            result.token_ids.append(token_ids[first])
+            if first in found:
+                result.logprobs[row] = found[first]
+            if behind:
+                entries = [found[at] for at in behind if at in found]
+                result.further[row] = Further([token_ids[at] for at in behind], entries)
+        result.failed.update(dict.fromkeys(bad, "not_finite"))
 
     def _logits_of(self, hidden: Array) -> Array:
         """Valid until the next call."""
@@ -196,29 +205,30 @@ class CpuRunner:
         if bad:  # a row that is not finite gets its id, too
             drawn = np.maximum(drawn, -1 - drawn)
             token_ids = drawn.tolist()
-        found: dict[int, TokenLogprobs] = {}
-        if not self._rows.with_logprobs.isdisjoint(rows):
-            found = self._logprobs_of(logits, rows, drawn, set(bad))
+        found = self._logprobs_at(logits, range(len(rows)), rows, drawn, bad)
         append(self._rows, row_ids, drawn)
         result.token_ids += token_ids
-        result.logprobs.update(found)
+        result.logprobs.update((rows[at], entry) for at, entry in found.items())
         result.failed.update(dict.fromkeys(bad, "not_finite"))
 
-    def _logprobs_of(
-        self, logits: Array, rows: list[int], token_ids: Array, bad: set[int]
+    def _logprobs_at(
+        self,
+        logits: Array,
+        drawn_at: Sequence[int],
+        owners: list[int],
+        token_ids: Array,
+        bad: list[int],
     ) -> dict[int, TokenLogprobs]:
-        """By row: of those that ask, but for the bad ones."""
-        num_top = {
-            i: self._params(row).logprobs or 0
-            for i, row in enumerate(rows)
-            if row in self._rows.with_logprobs and row not in bad
-        }
-        if not num_top:
+        """By row of logits: of those whose owner asks, but for the bad ones."""
+        asking = self._rows.with_logprobs
+        if asking.isdisjoint(owners):
             return {}
-        asked = list(num_top.values())
-        at = np.array(list(num_top), np.int64)
-        columns = logprobs(logits, self._token_mask, at, token_ids[at], max(asked))
-        return dict(zip((rows[i] for i in num_top), _entries(columns, asked), strict=True))
+        at = [i for i in drawn_at if owners[i] in asking and owners[i] not in bad]
+        if not at:
+            return {}
+        num_top = [self._params(owners[i]).logprobs or 0 for i in at]
+        columns = logprobs(logits, self._token_mask, np.array(at), token_ids[at], max(num_top))
+        return dict(zip(at, _entries(columns, num_top), strict=True))
 
     def _add_prompt_logprobs(
         self, hidden: Array, row: int, start: int, num_top: int, result: StepResult

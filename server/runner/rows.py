@@ -124,17 +124,22 @@ class Rows:
         begin = self.num_tokens[drafts.row]
         self.token_ids[drafts.row, begin : begin + len(drafts.token_ids)] = drafts.token_ids
 
-    def edits_of(self, row_ids: list[int]) -> LogitEdits:
-        """The edits of the next draw of each row."""
-        if self._edits.keys().isdisjoint(row_ids):
+    def edits_of(self, row_ids: list[int], ahead: list[int] | None = None) -> LogitEdits:
+        """The edits of the next draw of each row, or of the one so many tokens `ahead`."""
+        num_draws = len(row_ids)
+        if self._edits.keys().isdisjoint(row_ids) and num_draws < len(self._no_edits.starts):
             return self._no_edits
         edits = [
-            self._edits[row].at(int(self.num_tokens[row])) if row in self._edits else None
-            for row in row_ids
+            self._edits[row].at(int(self.num_tokens[row]) + (ahead[i] if ahead else 0))
+            if row in self._edits
+            else None
+            for i, row in enumerate(row_ids)
         ]
         starts = np.zeros(len(row_ids) + 1, np.int32)
         np.cumsum([0 if edit is None else len(edit[0]) for edit in edits], out=starts[1:])
         present = [edit for edit in edits if edit is not None]
+        if not present:
+            return self._no_edits._replace(starts=starts)
         return LogitEdits(
             starts,
             np.concatenate([ids for ids, _ in present]),

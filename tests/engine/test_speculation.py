@@ -64,6 +64,27 @@ def test_text_in_a_loop_takes_a_fraction_of_the_steps() -> None:
     assert stats.num_step_tokens == 12 + 49, "what was not drawn counts for nothing"
 
 
+class Asked(Speculation):
+    """Counts the sequences that a step looks at."""
+
+    num_asked = 0
+
+    def _can_draft(self, row: ScheduledRow, seq: SequenceState) -> bool:
+        Asked.num_asked += 1
+        return super()._can_draft(row, seq)
+
+
+def test_what_is_of_no_use_is_left_alone_until_it_may_be_again() -> None:
+    """Plain text of two sequences, one of which ends before the other."""
+    Asked.num_asked = 0
+    rig = Rig(ROOMY, Parts(speculation=Asked))
+    for seq_id, max_tokens in ((0, 58), (1, 40)):
+        rig.submit(request(seq_id, LOOP, max_tokens=max_tokens, seed=seq_id))
+    rig.run()
+    assert rig.device.num_steps == 58
+    assert 4 < Asked.num_asked < 30
+
+
 def test_with_many_rows_nobody_looks_anything_up() -> None:
     """Some are preempted, and come back for a single token: theirs is no table to grow early."""
     rig = copying(40)

@@ -49,7 +49,7 @@ def step_inputs(
 
 @kernel()
 def generated_inputs(
-    scheduled: Any,  # int32 [num_tokens, 4]: row, position, 1, whether it draws; then the table of runs
+    scheduled: Any,  # int32 [num_rows, 4]: row, position, count, whether it draws; then the table of runs
     num_prompt_tokens: Any,  # int32 [max_num_seqs]
     token_ids: Any,
     block_tables: Any,
@@ -57,28 +57,30 @@ def generated_inputs(
     wide: Any,  # int64 [3, num_tokens], written: ids, positions, slots
     narrow: Any,  # int32 [4, num_tokens], written: rows, seq_lens; of those that draw, rows and token rows
 ) -> int:
-    """The inputs of a step of one generated token of each row; returns how many draw.
+    """The inputs of a step of generated tokens, one of each row mostly; returns how many rows draw.
 
-    -1 where it is not such a step, or one lies outside of the rows: nothing is written then.
+    -1 where a prompt's are among them, or some lie outside of the rows: nothing is written then.
     """
     for i in range(len(scheduled)):
-        row, position = scheduled[i, 0], scheduled[i, 1]
-        is_inside = 0 <= row < len(token_ids) and position < token_ids.shape[1]
-        if scheduled[i, 2] != 1 or not is_inside or position < num_prompt_tokens[row]:
+        row, start = scheduled[i, 0], scheduled[i, 1]
+        is_inside = 0 <= row < len(token_ids) and start + scheduled[i, 2] <= token_ids.shape[1]
+        if not is_inside or start < num_prompt_tokens[row]:
             return -1
-    num_draws = 0
+    num_draws = at = 0
     for i in range(len(scheduled)):
-        row, position = scheduled[i, 0], scheduled[i, 1]
-        wide[0, i] = token_ids[row, position]
-        wide[1, i] = position
-        wide[2, i] = _slot(block_tables, block_size, row, position)
-        narrow[0, i] = row
-        narrow[1, i] = position + 1
-        if scheduled[i, 3]:
+        row, start, count = scheduled[i, 0], scheduled[i, 1], scheduled[i, 2]
+        is_drawing, scheduled[i, 3] = scheduled[i, 3], at
+        for position in range(start, start + count):
+            wide[0, at] = token_ids[row, position]
+            wide[1, at] = position
+            wide[2, at] = _slot(block_tables, block_size, row, position)
+            narrow[0, at] = row
+            narrow[1, at] = position + 1
+            at += 1
+        if is_drawing:
             narrow[2, num_draws] = row
-            narrow[3, num_draws] = i
+            narrow[3, num_draws] = at - 1
             num_draws += 1
-        scheduled[i, 3] = i
     return num_draws
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,10 +23,10 @@ def _prefills(runs: Runs) -> tuple[Array, ...]:
 
 
 def step_of(scheduled: list[ScheduledRow], rows: Rows) -> tuple[Runs, StepInputs]:
-    """Raises IndexError. The commonest step, one generated token of each row, takes a shorter way: of a small
+    """Raises IndexError. The commonest step, of generated tokens only, takes a shorter way: of a small
     model's step with one row the longer one would be a tenth."""
-    num_tokens = len(scheduled)
-    table = np.fromiter(chain.from_iterable(scheduled), np.int32, 4 * num_tokens).reshape(-1, 4)
+    num_tokens = sum(map(itemgetter(2), scheduled))
+    table = np.fromiter(chain.from_iterable(scheduled), np.int32, 4 * len(scheduled)).reshape(-1, 4)
     wide, narrow = np.empty((3, num_tokens), np.int64), np.empty((4, num_tokens), np.int32)
     num_draws = generated_inputs(
         table, rows.num_prompt_tokens, rows.token_ids, rows.block_tables, rows.block_size,

@@ -203,14 +203,15 @@ def test_one_generated_token_of_each_row_is_cut_as_among_others() -> None:
     assert {array.dtype for array in (short.table, *short[4:])} == {np.dtype(np.int32)}
 
 
-def test_the_shorter_way_of_generated_tokens_leads_to_the_same_inputs() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_shorter_way_of_generated_tokens_leads_to_the_same_inputs(count: int) -> None:
     rows = Rows(4, 16, 4, vocab_size=320)
     for row in range(4):
         ids = [50 * row + i for i in range(12)]
         rows.fill(NewRow(row, ids, 3 + row, 0, SamplingParams(max_tokens=9, seed=0)))
         rows.write_blocks(NewBlocks(row, 0, [10 * row + 1, 10 * row + 5, 10 * row + 3]))
     scheduled = [
-        ScheduledRow(2, 7, 1, True), ScheduledRow(0, 3, 1, False), ScheduledRow(3, 11, 1, True)
+        ScheduledRow(2, 7, 1, True), ScheduledRow(0, 3, 1, False), ScheduledRow(3, 9, count, True)
     ]  # fmt: skip
     runs, inputs = step_of(scheduled, rows)
     expected = cut_runs(scheduled, rows.num_prompt_tokens)

@@ -310,12 +310,8 @@ class Draws(NamedTuple):
     """Where each row draws: from the logits of one token row, or of several, behind the drafts in between."""
 
     rows: NDArray[np.int32]  # [num_rows]: where each row's parameters stand in `rows` and `masks`
-    starts: NDArray[
-        np.int32
-    ]  # [num_rows + 1]: logits of row i are those from starts[i] to starts[i + 1]
-    drafted: NDArray[
-        np.int64
-    ]  # of each row of logits: the id that must be drawn for the next to count
+    starts: NDArray[np.int32]  # [num_rows + 1]: row i's logits are starts[i] to starts[i + 1]
+    drafted: NDArray[np.int64]  # behind each row of logits: must be drawn for the next to count
 
 
 class Drawn(NamedTuple):
@@ -327,16 +323,9 @@ class Drawn(NamedTuple):
 
 @kernel()
 def _sample_every(
-    worker: int,
-    num_workers: int,
-    logits: NDArray[np.float32],
-    token_mask: NDArray[np.float32],
-    draws: Draws,
-    rows: SamplingRows,
-    edits: LogitEdits,
-    masks: RowMasks,
-    drawn: Drawn,
-) -> None:
+    worker: int, num_workers: int, logits: NDArray[np.float32], token_mask: NDArray[np.float32],
+    draws: Draws, rows: SamplingRows, edits: LogitEdits, masks: RowMasks, drawn: Drawn,
+) -> None:  # fmt: skip
     x = np.empty(logits.shape[1], np.float32)
     for i in range(worker, draws.rows.shape[0], num_workers):
         row, count = draws.rows[i], 0
@@ -354,15 +343,9 @@ def _sample_every(
 
 @kernel(parallel=True)
 def _sample_parallel(
-    num_workers: int,
-    logits: NDArray[np.float32],
-    token_mask: NDArray[np.float32],
-    draws: Draws,
-    rows: SamplingRows,
-    edits: LogitEdits,
-    masks: RowMasks,
-    drawn: Drawn,
-) -> None:
+    num_workers: int, logits: NDArray[np.float32], token_mask: NDArray[np.float32], draws: Draws,
+    rows: SamplingRows, edits: LogitEdits, masks: RowMasks, drawn: Drawn,
+) -> None:  # fmt: skip
     for worker in prange(num_workers):
         _sample_every(worker, num_workers, logits, token_mask, draws, rows, edits, masks, drawn)
 

@@ -23,10 +23,10 @@ NONE = -1  # no draft
 
 
 class DraftedRows(NamedTuple):
+    """Rows that draw together."""
+
     rows: Array  # int32 [num_rows], in the batch's order
-    starts: (
-        Array  # int32 [num_rows + 1]: token rows of row i are those from starts[i] to starts[i + 1]
-    )
+    starts: Array  # int32 [num_rows + 1]: row i's token rows are starts[i] to starts[i + 1]
     token_rows: Array  # int32
     drafted: Array  # int64 [len(token_rows)]: the draft that stands behind each
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kernels.cpu.kinds import BF16_KINDS
+from kernels.cpu.sampler import Draws
 from server.engine.prompt_lookup import PromptLookup
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_state import SequenceState
@@ -22,6 +23,7 @@ from server.runner import cpu_runner
 from server.runner.batch import Drafts, NewBlocks, NewRow, ScheduledRow, StepBatch
 from server.runner.cpu_runner import CpuRunner
 from server.sequence import SequenceRequest
+from tests.runner.faulty_rows import raising
 from tests.runner.rig import Answer, Rig, cut, load_tiny, make_request, make_rig, rest
 from tests.runner.test_same_bytes import PARAMS
 
@@ -230,6 +232,22 @@ def test_a_row_that_fails_behind_a_draft_ends_in_front_of_it(model: GPT) -> None
     assert result.token_ids + result.further[0].token_ids == ids[9:11]
     runner._logits_of = logits_of  # type: ignore[method-assign]
     assert _decode(runner, 11).token_ids == [ids[11]]
+
+
+@pytest.mark.parametrize("is_all", [False, True])
+def test_where_drawing_behind_drafts_raises_the_drafts_are_lost_and_nothing_else(
+    model: GPT, requests: list[SequenceRequest], alone: list[Answer], is_all: bool
+) -> None:
+    """With all rows at once; or also with each alone."""
+
+    def is_faulty(logits: np.ndarray, token_mask: np.ndarray, draws: Draws, *_: object) -> bool:
+        return is_all or len(draws.rows) > 1
+
+    rig = make_rig(model, speculation=told(alone, 0.2))
+    with raising(cpu_runner, "sample_drafted", is_faulty):
+        assert rig.run(requests) == alone
+    assert (accepted(rig) > 20) == (not is_all)
+    assert rig.engine.stats().num_draft_tokens > 20
 
 
 def test_bf16_kinds_are_the_same_with_drafts(tiny_model_dir: Path) -> None:
